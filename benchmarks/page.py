@@ -1,0 +1,196 @@
+"""The report: one HTML file with its plots inside; no script, nothing fetched, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+
+from dtkd_edge.benchmarks import plots
+from dtkd_edge.benchmarks.record import Record
+from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query
+from dtkd_edge.benchmarks.scenarios import SCENARIOS
+
+SERIES_STYLE = "".join(
+    f".line.s{i}, .error.s{i} {{ stroke:var(--s{i}) }} .dot.s{i} {{ fill:var(--s{i}) }} i.s{i} {{ background:var(--s{i}) }}\n"
+    for i in range(1, plots.COLORS + 1)
+)
+
+
+def page(records: Sequence[Record]) -> str:
+    """The whole report as HTML text."""
+    records = list(records)
+    ok = [r for r in records if r.status == "ok"]
+    names = list(dict.fromkeys(series_name(r) for r in ok))
+    colors = {name: i % plots.COLORS + 1 for i, name in enumerate(names)}
+    title = "Bench of " + ", ".join(dict.fromkeys(r.artifact.partition("/")[0] for r in records))
+    devices = "<br>".join(escape(line) for line in dict.fromkeys(device_line(r) for r in records if r.status == "ok"))
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{devices}</p>' if devices else "",
+        f'<p class="soft small">{escape(records[-1].created)}</p>' if records else "",
+        _tiles(ok),
+        "<h2>Rows</h2>",
+        _table(records),
+        *(f'<p class="soft small">{escape(line)}</p>' for line in legend(records) if not line.startswith("Device:")),
+        _plots(ok, colors),
+        _environment(records),
+    ]
+    style = resources.files("dtkd_edge.benchmarks").joinpath("page.css").read_text(encoding="utf-8") + SERIES_STYLE
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>\n{''.join(body)}\n</main></body></html>\n"
+    )
+
+
+def series_name(record: Record) -> str:
+    """What tells two rows of one plot apart."""
+    unit = f" {record.device.unit}" if record.device.kind == "jetson" else ""
+    where = f" · {record.device.kind}{unit}" + (f" · {record.device.host}" if record.device.host else "")
+    return record.label + where
+
+
+def _tiles(records: list[Record]) -> str:
+    tiles = []
+    single = [(r.latency_ms.p50, r) for r in records if r.scenario == "single-stream" and r.latency_ms]
+    if single:
+        fastest, best = min(single, key=lambda pair: pair[0])
+        tiles.append((f"{number(fastest)} ms", f"fastest median per clip: {series_name(best)}"))
+    rated = [(r.accuracy, r) for r in records if r.accuracy]
+    if rated:
+        accuracy, top = max(rated, key=lambda pair: pair[0].top1)
+        low, high = (100 * v for v in accuracy.top1_interval)
+        tiles.append(
+            (f"{100 * accuracy.top1:.1f} %", f"best top-1 on {accuracy.n} clips ({low:.1f}–{high:.1f}): {series_name(top)}")
+        )
+    offline = [r for r in records if r.scenario == "offline" and r.throughput]
+    if offline:
+        most = max(offline, key=lambda r: r.throughput or 0)
+        tiles.append((f"{number(most.throughput)} clips/s", f"highest offline throughput: {series_name(most)}"))
+    saving = [r for r in records if r.energy_mj]
+    if saving:
+        least = min(saving, key=lambda r: r.energy_mj or 0)
+        tiles.append((f"{number(least.energy_mj)} mJ", f"least energy per clip: {series_name(least)}"))
+    inner = "".join(f'<div class="tile"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in tiles)
+    return f'<div class="tiles">{inner}</div>' if tiles else ""
+
+
+def _table(records: list[Record]) -> str:
+    """The terminal's table, with the notes below the artefact's name."""
+    rows = [cells(r) for r in records]
+    notes = COLUMNS.index("notes")
+    used = [i for i in range(notes) if i < 5 or any(row[i] not in ("–", "") for row in rows)]
+    head = "".join(f'<th class="{"r" if COLUMNS[i] in RIGHT else ""}">{escape(COLUMNS[i])}</th>' for i in used)
+    lines = []
+    for record, row in zip(records, rows, strict=True):
+        tds = []
+        for i in used:
+            style = ["r"] if COLUMNS[i] in RIGHT else []
+            style += ["off"] if record.status != "ok" else []
+            style += ["bad"] if COLUMNS[i] == "throttled" and row[i] == "yes" else []
+            text = escape(row[i])
+            if i == 0 and row[notes]:
+                text += f'<small class="{"warn" if record.status == "ok" else "bad"}">{escape(row[notes])}</small>'
+            tds.append(f'<td class="{" ".join(style)}">{text}</td>')
+        lines.append(f"<tr>{''.join(tds)}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _plots(records: list[Record], colors: dict[str, int]) -> str:
+    figures = []
+    rated = [r for r in records if r.accuracy and r.latency_ms and r.scenario == "single-stream"]
+    if rated:
+        points = [_point(r, colors[series_name(r)]) for r in rated]
+        svg = plots.scatter(points, "median latency per clip, ms (log)", "top-1, %", "Accuracy against latency")
+        note = (
+            "Up and to the left is better. Bars: 95 % interval. Dashed: the Pareto front."
+            if len(points) > 1
+            else "Bar: 95 % interval."
+        )
+        figures.append(_figure("Accuracy against latency", svg, "", note))
+    for scenario in dict.fromkeys(r.scenario for r in records):
+        rows = [r for r in records if r.scenario == scenario and r.latency_ms and r.latency_ms.quantiles]
+        if rows:
+            figures.append(_distribution(scenario, rows, colors))
+    figures += _timelines(records, colors)
+    return f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>' if figures else ""
+
+
+def _point(record: Record, color: int) -> plots.Point:
+    latency, accuracy = record.latency_ms, record.accuracy
+    assert latency is not None and accuracy is not None
+    low, high = (100 * v for v in accuracy.top1_interval)
+    share = f"top-1 {100 * accuracy.top1:.1f} % ({low:.1f}–{high:.1f}, n={accuracy.n})"
+    tip = f"{series_name(record)}: {number(latency.p50)} ms, {share}"
+    return plots.Point(latency.p50, 100 * accuracy.top1, series_name(record), color, (low, high), tip)
+
+
+def _distribution(scenario: str, rows: list[Record], colors: dict[str, int]) -> str:
+    """The empirical distribution; its last percent is on the axis too, because that is where trouble shows."""
+    series = []
+    percent = SCENARIOS[scenario].percent if scenario in SCENARIOS else None
+    for row in rows:
+        latency = row.latency_ms
+        assert latency is not None
+        points = [(max(value, 1e-6), float(share)) for share, value in enumerate(latency.quantiles)]
+        tips = [""] * len(points)
+        for mark in {50, round(percent or 50)}:
+            tips[mark] = f"{series_name(row)}: p{mark} = {number(points[mark][0])} ms"
+        series.append(plots.Series(series_name(row) + per_query(row), colors[series_name(row)], points, tips))
+    svg = plots.curves(
+        series,
+        "latency of a query, ms (log)",
+        "% of queries within",
+        f"Latency distribution, {scenario}",
+        log_x=True,
+    )
+    judged = f" and p{percent:g}, by which the scenario is judged" if percent and percent != 50 else ""
+    note = f"Steep is steady. Dots: the median{judged}. " + ", ".join(f"n={r.latency_ms.n:,}" for r in rows if r.latency_ms) + "."
+    return _figure(f"Latency distribution, {scenario}", svg, plots.key([(s.name, s.color) for s in series]), note)
+
+
+def _timelines(records: list[Record], colors: dict[str, int]) -> list[str]:
+    """Clocks, temperatures and power over time, where some source read them at least three times."""
+    figures = []
+    for unit, title in (("MHz", "Clock"), ("°C", "Temperature"), ("W", "Power")):
+        readings = dict.fromkeys(k for r in records for p in r.telemetry.timeline for k in p if k.endswith(f" {unit}"))
+        for reading in readings:
+            series = []
+            for record in records:
+                points = [(p["t"], p[reading]) for p in record.telemetry.timeline if reading in p]
+                if len(points) >= 3:
+                    name = f"{series_name(record)} · {record.scenario}"
+                    series.append(plots.Series(name, colors[series_name(record)], points))
+            flat = len({y for s in series for _, y in s.points}) < 2
+            if series and not flat:
+                name = f"{title}: {reading.removesuffix(' ' + unit)}"
+                svg = plots.curves(series, "seconds since the start", unit, name, height=220)
+                entries = list(dict.fromkeys((s.name.rpartition(" · ")[0], s.color) for s in series))
+                figures.append(_figure(name, svg, plots.key(entries), ""))
+    return figures
+
+
+def _figure(title: str, svg: str, key: str, note: str) -> str:
+    text = f"<p>{escape(note)}</p>" if note else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{key}{svg}{text}</figure>"
+
+
+def _environment(records: list[Record]) -> str:
+    parts = ["<h2>Repeat it</h2>"]
+    parts += [f"<pre>{escape(c)}</pre>" for c in dict.fromkeys(r.command for r in records if r.command)]
+    if records:
+        first = next((r for r in records if r.status == "ok"), records[0])
+        environment = {"device": first.device.model_dump(), "tools": first.tools}
+        text = escape(json.dumps(environment, indent=2, ensure_ascii=False))
+        parts.append(f"<details><summary>Environment</summary><pre>{text}</pre></details>")
+    for record in records:
+        shown = record.to_json()
+        for part in (shown.get("latency_ms") or {}, shown["telemetry"]):
+            for bulky in ("quantiles", "blocks", "timeline"):
+                part.pop(bulky, None)
+        text = escape(json.dumps(shown, indent=2, ensure_ascii=False))
+        name = escape(f"{record.label} · {record.device.kind} · {record.scenario}")
+        parts.append(f"<details><summary>Record: {name}</summary><pre>{text}</pre></details>")
+    return "".join(parts)

@@ -1,0 +1,166 @@
+"""Plots as SVG text: no library, no script. Colours are CSS variables of page.css, so they follow light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 660, 340
+LEFT, RIGHT, TOP, BOTTOM = 66, 22, 16, 54
+COLORS = 8  # series colours that the page defines: --s1 … --s8
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line or group of points; `color` is 1 … COLORS and stays with the artefact on every plot."""
+
+    name: str
+    color: int
+    points: Sequence[tuple[float, float]]
+    tips: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
+    label: str
+    color: int
+    y_interval: tuple[float, float] | None = None
+    tip: str = ""
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers that cover [low, high], about `count` of them (steps of 1, 2, 2.5 or 5 × 10ⁿ)."""
+    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):  # all the same: some room on both sides
+        room = 0.1 * abs(low) if abs(low) > 1e-9 else 1.0
+        low, high = low - room, high + room
+    rough = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 × 10ⁿ that cover [low, high]; both positive."""
+    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for m in (1, 2, 5)]
+    first = max((i for i, t in enumerate(ticks) if t <= low * 1.001), default=0)
+    last = min((i for i, t in enumerate(ticks) if t >= high * 0.999), default=len(ticks) - 1)
+    return ticks[first : last + 1]
+
+
+class Frame:
+    """Axes, grid and the two scales of one plot."""
+
+    def __init__(
+        self, x_ticks: list[float], y_ticks: list[float], x_label: str, y_label: str, *, log_x: bool = False, height: int = HEIGHT
+    ) -> None:
+        self.height, self.log_x = height, log_x
+        self.x0, self.x1, self.y0, self.y1 = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
+        self.parts: list[str] = []
+        base, end = height - BOTTOM, WIDTH - RIGHT
+        for tick in y_ticks:
+            y = self.y(tick)
+            self.parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{end}" y2="{y:.1f}"/>')
+            self.parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        for tick in x_ticks:
+            x = self.x(tick)
+            self.parts.append(f'<line class="axis" x1="{x:.1f}" y1="{base}" x2="{x:.1f}" y2="{base + 4}"/>')
+            self.parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 20}" text-anchor="middle">{short(tick)}</text>')
+        self.parts.append(f'<line class="axis" x1="{LEFT}" y1="{base}" x2="{end}" y2="{base}"/>')
+        middle = (LEFT + end) / 2
+        self.parts.append(f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+        turn = (TOP + base) / 2
+        self.parts.append(
+            f'<text class="label" transform="translate(14 {turn}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+        )
+
+    def x(self, value: float) -> float:
+        f: Callable[[float], float] = math.log10 if self.log_x else float
+        share = (f(value) - f(self.x0)) / ((f(self.x1) - f(self.x0)) or 1.0)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y0) / ((self.y1 - self.y0) or 1.0)
+        return self.height - BOTTOM - share * (self.height - BOTTOM - TOP)
+
+    def svg(self, title: str) -> str:
+        return (
+            f'<svg viewBox="0 0 {WIDTH} {self.height}" role="img" aria-label="{escape(title)}">'
+            f"<title>{escape(title)}</title>{''.join(self.parts)}</svg>"
+        )
+
+
+def short(value: float) -> str:
+    if value and (abs(value) >= 10000):
+        return f"{value / 1000:g}k"
+    return f"{value:g}"
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> str:
+    """Points with labels and intervals, the x axis logarithmic, and the Pareto front (small x, large y) as a line."""
+    xs = [p.x for p in points]
+    ys = [v for p in points for v in (p.y_interval or (p.y, p.y))]
+    frame = Frame(log_ticks(min(xs) * 0.9, max(xs) * 1.1), nice_ticks(min(ys), max(ys)), x_label, y_label, log_x=True)
+    front = pareto([(p.x, p.y) for p in points])
+    if len(front) > 1:
+        path = " L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in front)
+        frame.parts.append(
+            f'<path class="front" d="M{path}"><title>Pareto front: nothing is both faster and better</title></path>'
+        )
+    taken: list[tuple[float, float, float]] = []
+    for p in sorted(points, key=lambda p: p.x):
+        x, y = frame.x(p.x), frame.y(p.y)
+        tip = f"<title>{escape(p.tip or p.label)}</title>"
+        if p.y_interval:
+            low, high = (frame.y(v) for v in p.y_interval)
+            frame.parts.append(f'<line class="error s{p.color}" x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}"/>')
+        frame.parts.append(f'<circle class="dot s{p.color}" cx="{x:.1f}" cy="{y:.1f}" r="6">{tip}</circle>')
+        width = 7.4 * len(p.label)
+        right = x + 12 + width < WIDTH
+        left_edge = x + 12 if right else x - 12 - width
+        text_y = y + 4
+        while any(abs(text_y - ty) < 16 and left_edge < tx + tw and tx < left_edge + width for tx, ty, tw in taken):
+            text_y += 16
+        taken.append((left_edge, text_y, width))
+        anchor, text_x = ("start", x + 12) if right else ("end", x - 12)
+        frame.parts.append(
+            f'<text class="name" x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{escape(p.label)}</text>'
+        )
+    return frame.svg(title)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both (smaller x, larger y), by x."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda p: (p[0], -p[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def curves(series: Sequence[Series], x_label: str, y_label: str, title: str, *, log_x: bool = False, height: int = HEIGHT) -> str:
+    """One line per series."""
+    xs = [x for s in series for x, _ in s.points]
+    ys = [y for s in series for _, y in s.points]
+    x_ticks = log_ticks(min(xs), max(xs)) if log_x else nice_ticks(min(xs), max(xs), 6)
+    frame = Frame(x_ticks, nice_ticks(min(ys), max(ys)), x_label, y_label, log_x=log_x, height=height)
+    for s in series:
+        path = " L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in s.points)
+        frame.parts.append(f'<path class="line s{s.color}" d="M{path}"><title>{escape(s.name)}</title></path>')
+        for (x, y), tip in zip(s.points, s.tips, strict=False):
+            if tip:
+                frame.parts.append(
+                    f'<circle class="dot s{s.color}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="4.5">'
+                    f"<title>{escape(tip)}</title></circle>"
+                )
+    return frame.svg(title)
+
+
+def key(entries: Sequence[tuple[str, int]]) -> str:
+    """The legend, as HTML."""
+    return '<p class="key">' + "".join(f'<span><i class="s{c}"></i>{escape(n)}</span>' for n, c in entries) + "</p>"

@@ -1,0 +1,195 @@
+"""`bench --host`: the same bench on a far machine, where dtkd-edge is installed, with its rows brought back.
+
+Files go there once, by their sha256. The far bench runs on its own, so a dropped connection does not end it: the same command
+finds it again. Nothing there needs more rights than the user has, and nothing that comes back is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dtkd_edge import __version__
+from dtkd_edge.artifact import MANIFEST, Artifact
+from dtkd_edge.benchmarks.measure import Options
+from dtkd_edge.benchmarks.record import Record, parse_records
+from dtkd_edge.benchmarks.scenarios import Scenario
+from dtkd_edge.benchmarks.ssh import Ssh, plain
+from dtkd_edge.console import say
+from dtkd_edge.errors import DtkdEdgeError, InputError, MissingDependency, MissingDevice
+
+FILES = ".cache/dtkd-edge/bench/files"
+JOBS = ".cache/dtkd-edge/bench/jobs"
+POLL_S = 1.0
+
+# Where a user's dtkd-edge is found without a login shell.
+_FIND = """for p in "$(command -v dtkd-edge)" "$HOME/.local/bin/dtkd-edge" "$HOME/.venv/bin/dtkd-edge" \
+"$HOME/dtkd-edge/.venv/bin/dtkd-edge"; do if [ -x "$p" ]; then echo "$p"; exec "$p" --version; fi; done; exit 127"""
+_DOCTOR = '"$1" doctor 2>&1'
+# $1 job, then sha256 name sha256 name …: the artefact folder made of links
+_PREPARE = """cd || exit 1; umask 077; j=$1; shift; mkdir -p "$j" || exit 1
+while [ $# -ge 3 ]; do mkdir -p "$j/$1" && ln -f "$2" "$j/$1/$3" 2>/dev/null || cp "$2" "$j/$1/$3" || exit 1; shift 3; done"""
+# $1 job, $2 program, then its arguments; starts it unless it runs, or ended within the hour (its rows wait to be fetched)
+_START = """cd || exit 1; cd "$1" || exit 1; shift
+if [ -f rc ] && [ -n "$(find rc -mmin +60)" ]; then rm -f rc pid out log rows.jsonl; fi
+if [ -f rc ]; then exit 0; fi
+if [ -f pid ] && kill -0 "$(cat pid)" 2>/dev/null; then exit 0; fi
+setsid sh -c '"$@" > out 2> log < /dev/null; echo $? > rc.new; mv rc.new rc' sh "$@" > /dev/null 2>&1 < /dev/null &
+echo $! > pid"""
+# $1 job, $2 bytes of the log that were seen
+_POLL = """cd || exit 1; cd "$1" || exit 3; if [ -f rc ]; then cat rc; elif kill -0 "$(cat pid)" 2>/dev/null; then echo run; else
+sleep 1; if [ -f rc ]; then cat rc; else echo gone; fi; fi; tail -c "+$2" log 2>/dev/null; exit 0"""
+_ROWS = 'cd || exit 1; cat "$1/rows.jsonl" 2>/dev/null; exit 0'
+_STOP = """cd || exit 1; cd "$1" || exit 0; if [ -f pid ] && [ ! -f rc ]; then p=$(cat pid); kill -TERM -- "-$p" 2>/dev/null
+for i in 1 2 3 4 5 6; do kill -0 "$p" 2>/dev/null || exit 0; sleep 0.5; done; kill -KILL -- "-$p" 2>/dev/null; fi; exit 0"""
+_CLEAN = 'cd || exit 1; case $1 in .cache/dtkd-edge/bench/jobs/*) rm -rf -- "$1";; esac'
+
+
+def bench_on(
+    host: str,
+    artifacts: Sequence[Artifact],
+    device: str,
+    scenarios: Sequence[Scenario],
+    options: Options,
+    emit: Callable[[list[Record]], None],
+    *,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    poll: float = POLL_S,
+) -> None:
+    """Measure on `host` and `emit` its rows. data and overrides name labelled videos on the far machine.
+
+    Raises MissingDevice (no connection, no such device there), MissingDependency (no dtkd-edge there), the far bench's error.
+    """
+    with Ssh(host) as ssh:
+        program = _find(ssh)
+        words = _arguments(device, scenarios, options, data, overrides)
+        job = f"{JOBS}/{_job_name(artifacts, words)}"
+        folders = _copy(ssh, artifacts, job)
+        try:
+            started = ssh.run(job, program, "bench", *folders, *words, "--json", "rows.jsonl", script=_START)
+            if started.returncode:
+                raise MissingDevice(f"{host}: the bench did not start: {plain(started.stderr.decode(errors='replace')).strip()}")
+            code, log = _follow(ssh, job, poll)
+        except KeyboardInterrupt:
+            say(f"stopping the bench on {host}")
+            ssh.run(job, script=_STOP)
+            _bring(ssh, job, host, options, emit)
+            ssh.run(job, script=_CLEAN)
+            raise
+        rows = _bring(ssh, job, host, options, emit)
+        ssh.run(job, script=_CLEAN)
+        if code != 0 and not (rows and code == 4):  # 4 with rows: each says why it is unsupported
+            raise _error(host, code, log)
+
+
+def _find(ssh: Ssh) -> str:
+    found = ssh.run(script=_FIND)
+    lines = plain(found.stdout.decode(errors="replace")).splitlines()
+    if found.returncode or len(lines) < 2:
+        raise MissingDependency(
+            f"{ssh.host}: dtkd-edge is not installed there, or not on its PATH",
+            f'install it there: ssh {ssh.host} python3 -m pip install --user "dtkd-edge"',
+        )
+    version = lines[-1].removeprefix("dtkd-edge ").strip()
+    if version != __version__:
+        say(f"{ssh.host}: dtkd-edge {version} there, {__version__} here")
+    doctor = ssh.run(lines[0], script=_DOCTOR)
+    for line in plain(doctor.stdout.decode(errors="replace")).splitlines():
+        say(f"{ssh.host}: {line}")
+    return lines[0]
+
+
+def _arguments(
+    device: str, scenarios: Sequence[Scenario], options: Options, data: Path | None, overrides: Sequence[str]
+) -> list[str]:
+    budget = options.budget
+    words = ["--device", device]
+    for scenario in scenarios:
+        words += ["--scenario", scenario.name]
+    words += ["--min-queries", str(budget.queries), "--min-seconds", str(budget.seconds), "--max-seconds", str(budget.limit)]
+    words += ["--camera-fps", str(options.camera_fps)]
+    words += ["--include", ",".join(options.include)] if options.include else []
+    words += ["--threads", str(options.threads)] if options.threads else []
+    for override in overrides:
+        words += ["--set", override]
+    if data is not None:
+        words += ["--data", str(data)]
+    clips = options.clips if data is not None or overrides else 0
+    return [*words, "--clips", str(clips)] if clips is not None else words
+
+
+def _job_name(artifacts: Sequence[Artifact], words: Sequence[str]) -> str:
+    """The same bench has the same name, so that the command finds its job again after a lost connection."""
+    parts = [[a.folder.name, a.manifest.to_json()] for a in artifacts]
+    return hashlib.sha256(json.dumps([parts, list(words)], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _copy(ssh: Ssh, artifacts: Sequence[Artifact], job: str) -> list[str]:
+    folders: list[str] = []
+    links: list[str] = []
+    sent = total = 0
+    for number, artifact in enumerate(artifacts):
+        folder = f"{number}-{artifact.folder.resolve().name}"
+        folders.append(folder)
+        files = dict(artifact.manifest.files)
+        manifest = artifact.folder / MANIFEST
+        files[MANIFEST] = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        for name, digest in files.items():
+            total += 1
+            sent += ssh.send(artifact.folder / name, FILES, digest)
+            links += [folder, f"{FILES}/{digest}", name]
+    prepared = ssh.run(job, *links, script=_PREPARE)
+    if prepared.returncode:
+        raise MissingDevice(f"{ssh.host}: {plain(prepared.stderr.decode(errors='replace')).strip()}", "is its disk full?")
+    say(f"{ssh.host}: {sent} of {total} files copied, the rest was there")
+    return folders
+
+
+def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int, str]:
+    """Wait for the far bench and show its messages: (exit code, log)."""
+    log = b""
+    while True:
+        answer = ssh.run(job, str(len(log) + 1), script=_POLL)
+        state, _, more = answer.stdout.partition(b"\n")
+        for line in plain(more.decode(errors="replace")).splitlines():
+            say(f"{ssh.host}: {line}")
+        log += more
+        text = state.decode(errors="replace").strip()
+        if text.isdigit():
+            return int(text), plain(log.decode(errors="replace"))
+        if text != "run":
+            raise MissingDevice(f"{ssh.host}: the bench there ended without a word", "was it killed? is its memory full?")
+        time.sleep(poll)
+
+
+def _bring(ssh: Ssh, job: str, host: str, options: Options, emit: Callable[[list[Record]], None]) -> list[Record]:
+    text = ssh.run(job, script=_ROWS).stdout.decode(errors="replace")
+    if not text.strip():
+        return []
+    try:
+        rows = parse_records(text, f"{host}: rows.jsonl")
+    except InputError as error:
+        raise MissingDevice(f"{error.message}", "the same version of dtkd-edge must run on both sides") from error
+    back = [_relabel(r, host, options.command) for r in rows]
+    emit(back)
+    return back
+
+
+def _relabel(record: Record, host: str, command: str) -> Record:
+    """The row with this side's command, the host beside the device, and the folder's own name."""
+    name, slash, folder = record.artifact.rpartition("/")
+    own = folder.partition("-")[2] if folder.partition("-")[0].isdigit() else folder
+    device = record.device.model_copy(update={"host": host})
+    return record.model_copy(update={"device": device, "command": command, "artifact": name + slash + own, "path": ""})
+
+
+def _error(host: str, code: int, log: str) -> DtkdEdgeError:
+    lines = log.strip().splitlines()
+    said = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
+    hint = next((line.strip().removeprefix("fix: ") for line in reversed(lines) if line.strip().startswith("fix: ")), "")
+    kinds = {2: InputError, 3: InputError, 4: MissingDevice}
+    return kinds.get(code, DtkdEdgeError)(f"{host}: {said or f'the bench there failed with exit code {code}'}", hint)

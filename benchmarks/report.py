@@ -1,0 +1,201 @@
+"""Records as a table on the terminal and as Markdown. The page is in page.py."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, Accuracy, Record
+from dtkd_edge.benchmarks.scenarios import SCENARIOS
+from dtkd_edge.console import PIPE_WIDTH
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = ("artefact", "runs on", "precision", "scenario", "p50 ms", "judged by", "clips/s", "top-1 %", "W", "throttled", "notes")
+NOTES_WIDTH = 27  # that the notes need at least; they wrap
+LEVELS = 4
+RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "W")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, without exponents; '–' for nothing."""
+    if value is None:
+        return "–"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if value else "0"
+
+
+def judged(record: Record) -> str:
+    """The scenario's own percentile with its interval: 'p90 2.31 (2.28–2.40)'."""
+    scenario, latency = SCENARIOS.get(record.scenario), record.latency_ms
+    if scenario is None or latency is None:
+        return "–"
+    if record.live is not None:
+        return f"age p90 {number(record.live.age_p90_ms)}"
+    if scenario.percent is None:
+        return f"{_what(record)}/s"
+    low, high = latency.interval
+    return (
+        f"p{scenario.percent:g} {number(getattr(latency, f'p{scenario.percent:g}'))} "
+        f"({number(low) if low is not None else '0'}–{number(high) if high is not None else '?'})"
+    )
+
+
+def remarks(record: Record) -> list[str]:
+    """What a reader must know before believing the row."""
+    out = []
+    if record.is_noisy:
+        out.append(f"noisy: halves differ by {100 * (record.noisy or 0):.0f} %")
+    if record.live is not None:
+        out.append(f"{record.live.dropped} of {record.live.frames} frames dropped")
+    if record.verified is False:
+        out.append("unverified")
+    return out + [note for note in record.notes if not note.startswith(NO_ACCURACY)]
+
+
+def precision(record: Record) -> str:
+    effective = record.effective_precision
+    return record.precision if effective in (None, record.precision) else f"{record.precision} (runs {effective})"
+
+
+def per_query(record: Record) -> str:
+    """Latency is per query; say so where that is not one clip (stream: one frame)."""
+    return f" /{record.clips_per_query} {_what(record)}" if record.clips_per_query > 1 else ""
+
+
+def _what(record: Record) -> str:
+    """What is counted: a stream artefact gives a label for every frame."""
+    return "frames" if record.mode == "stream" else "clips"
+
+
+def cells(record: Record) -> tuple[str, ...]:
+    unit = f" {record.device.unit}" if record.device.kind == "jetson" and record.device.unit else ""
+    where = " · ".join(part for part in (record.backend, record.device.kind + unit) if part)
+    if record.device.host:
+        where += f" · {record.device.host}"
+    if record.status == "unsupported":
+        return (
+            record.label,
+            where,
+            precision(record),
+            record.scenario,
+            *["–"] * 6,
+            f"unsupported: {record.reason}",
+        )
+    accuracy = record.accuracy
+    half = 50 * (accuracy.top1_interval[1] - accuracy.top1_interval[0]) if accuracy else 0.0
+    return (
+        record.label,
+        where,
+        precision(record),
+        record.scenario,
+        number(record.latency_ms.p50 if record.latency_ms else None) + per_query(record),
+        judged(record),
+        number(record.throughput) + (" frames" if record.mode == "stream" else ""),
+        f"{100 * accuracy.top1:.1f} ± {half:.1f}" if accuracy else "–",
+        number(record.power_w),
+        record.telemetry.throttled,
+        "; ".join(remarks(record)),
+    )
+
+
+def legend(records: list[Record]) -> list[str]:
+    """The lines below a table: devices, what was timed, on what input, how accuracy was taken."""
+    lines = []
+    for device in dict.fromkeys(device_line(r) for r in records if r.status == "ok"):
+        lines.append(device)
+    for region in dict.fromkeys(r.timed_region for r in records if r.timed_region):
+        lines.append(f"Timed: {region}.")
+    for source in dict.fromkeys(r.input_source for r in records if r.input_source):
+        lines.append(f"Input: {source}.")
+    for note in dict.fromkeys(n for r in records for n in r.notes if n.startswith(NO_ACCURACY)):
+        lines.append(f"{note[0].upper()}{note[1:]}.")
+    lines += list(dict.fromkeys(accuracy_line(r.accuracy, r.views) for r in records if r.accuracy))
+    if any(r.latency_ms and r.status == "ok" for r in records):
+        lines.append("Percentiles are nearest-rank, intervals 95 % from order statistics; no outlier is dropped.")
+    lines.append(NO_MLPERF)
+    return lines
+
+
+def accuracy_line(accuracy: Accuracy, views: str) -> str:
+    left_out = f"; {accuracy.broken} broken left out" if accuracy.broken else ""
+    left_out += f"; {accuracy.unknown} of classes that the artefact does not know left out" if accuracy.unknown else ""
+    return f"Accuracy: {accuracy.n} clips of {accuracy.data}, views={views}, 95 % Wilson interval{left_out}."
+
+
+def device_line(record: Record) -> str:
+    device = record.device
+    cpu, gpu, jetson = (device.details.get(k, {}) for k in ("cpu", "nvidia", "jetson"))
+    parts = [device.name]
+    if cpu:
+        parts.append(f"{cpu.get('affinity') or cpu.get('logical_cpus')} CPUs")
+        parts.append("virtual machine" if cpu.get("virtual") else "")
+        parts.append(f"governor {cpu['governor']}" if cpu.get("governor") else "")
+    if gpu:
+        parts.append(f"driver {gpu.get('driver')}")
+    if jetson:
+        parts.append(f"JetPack {jetson.get('jetpack')} (L4T {jetson.get('l4t')}), power mode {jetson.get('power_mode')}")
+    parts.append(f"{device.threads} thread{'s' if device.threads > 1 else ''}" if device.threads else "")
+    parts.append(f"at {device.host}" if device.host else "")
+    return "Device: " + ", ".join(p for p in parts if p) + "."
+
+
+def table(records: list[Record], width: int = PIPE_WIDTH) -> tuple[Table, list[str]]:
+    """The rows in `width` characters, and the notes that then stand below them.
+
+    Where not all of it fits, the words that are needed least go, so that no number is cut.
+    """
+    from rich.table import Table
+
+    for level in range(LEVELS):
+        names, rows = _fitted(records, level)
+        widths = [max(len(text) for text in column) for column in zip(names, *rows, strict=True) if column[0] != "notes"]
+        if sum(widths) + 2 * len(widths) + (NOTES_WIDTH if "notes" in names else 0) - 2 <= width:
+            break
+    out = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        justify: Literal["left", "right"] = "right" if name in RIGHT else "left"
+        out.add_column(name, justify=justify, overflow="fold", no_wrap=name != "notes")
+    for row in rows:
+        out.add_row(*row)
+    below: dict[tuple[str, str], list[str]] = {}
+    for record in records if "notes" not in names else []:
+        if text := cells(record)[-1]:
+            below.setdefault((record.label, text), []).append(record.scenario)
+    return out, [f"{artifact} ({', '.join(scenarios)}): {text}" for (artifact, text), scenarios in below.items()]
+
+
+def _fitted(records: list[Record], level: int) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows. level 0: all; 1: artefacts by their folders, no notes, only what ran; 2: no runtimes, no intervals;
+    3: the fewest columns."""
+    names, gone = list(COLUMNS), set()
+    if level >= 1:
+        records, gone = [r for r in records if r.status == "ok"] or records, {"notes"}
+    rows = [list(cells(r)) for r in records]
+    folders = {r.artifact: r.artifact.rpartition("/")[2] for r in records}
+    for record, row in zip(records, rows, strict=True):
+        if level >= 1 and len(set(folders.values())) == len(folders):
+            row[0] = folders[record.artifact]
+        if level >= 2:
+            row[1] = " · ".join(part for part in (record.device.kind, record.device.host) if part)
+            row[5] = row[5].partition(" (")[0]
+    if level >= 3:
+        gone |= {"precision", "throttled", *(["runs on"] if len({row[1] for row in rows}) == 1 else [])}
+    used = [i for i, n in enumerate(names) if n not in gone and (i < 5 or any(row[i] not in ("–", "") for row in rows))]
+    return [names[i] for i in used], [[row[i] for i in used] for row in rows]
+
+
+def markdown(records: list[Record]) -> str:
+    """A GitHub table, the legend, and the command that makes it again."""
+    rows = [cells(r) for r in records]
+    lines = [
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "|".join("---:" if c in RIGHT else "---" for c in COLUMNS) + "|",
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+        "",
+        *(f"{line}  " for line in legend(records)),
+    ]
+    for command in dict.fromkeys(r.command for r in records if r.command):
+        lines += ["", f"    {command}"]
+    return "\n".join(lines) + "\n"

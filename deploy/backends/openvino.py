@@ -1,0 +1,79 @@
+"""OpenVINO: Intel and other x86 CPUs, ARM CPUs, Intel GPUs and NPUs."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.artifact import Artifact
+from dtkd_edge.deploy.backends.base import Backend
+from dtkd_edge.deploy.backends.devices import parse_device
+from dtkd_edge.errors import ArtifactError, MissingDependency, MissingDevice
+
+# Asked for by name, because OpenVINO otherwise picks bf16 on CPUs that have it and f16 on GPUs. The float parts of an
+# int8 graph stay in float32.
+HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+EFFECTIVE = {
+    "f32": "fp32",
+    "float": "fp32",
+    "float32": "fp32",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "f16": "fp16",
+    "float16": "fp16",
+}
+
+
+class OpenVinoBackend(Backend):
+    name = "openvino"
+
+    def __init__(self, artifact: Artifact, *, device: str = "auto", threads: int | None = None) -> None:
+        super().__init__(artifact)
+        try:
+            import openvino as ov
+        except ImportError as error:
+            raise MissingDependency("openvino is not installed", extra="openvino") from error
+        kind, index = parse_device(device)
+        core = ov.Core()
+        have = core.available_devices
+        chosen = self._choose(kind, index, device, have)
+        precision = artifact.manifest.precision
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINT[precision]}
+        if threads and chosen == "CPU":
+            config["INFERENCE_NUM_THREADS"] = str(threads)
+        path = artifact.file(".xml")
+        try:
+            compiled = core.compile_model(core.read_model(path), chosen, config)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ArtifactError(f"{path}: OpenVINO does not open it: {lines[-1]}", "export the run again") from error
+        self.device = chosen.lower()
+        self.device_name = str(core.get_property(chosen, "FULL_DEVICE_NAME"))
+        effective = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.effective_precision = "int8" if precision == "int8" else EFFECTIVE.get(effective, effective)
+        self._request = compiled.create_infer_request()
+        self._names = {port.any_name: port for port in compiled.outputs}
+
+    @staticmethod
+    def _choose(kind: str, index: int, device: str, have: list[str]) -> str:
+        if kind in ("auto", "cpu"):  # never GPU by itself: it would lower the precision of a plain call
+            return "CPU"
+        if kind == "cuda":
+            raise MissingDevice(f"--device {device}: OpenVINO has no CUDA", "use the onnx or tensorrt target, or --device cpu")
+        name = kind.upper()
+        found = f"{name}.{index}" if f"{name}.{index}" in have else name
+        if found not in have:
+            raise MissingDevice(
+                f"--device {device}: OpenVINO finds {', '.join(have)} here", "install its driver, or --device cpu"
+            )
+        return found
+
+    def _infer(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+        results = self._request.infer(inputs, share_inputs=True)  # outputs are copies
+        return {name: np.asarray(results[port]) for name, port in self._names.items()}
+
+    def close(self) -> None:
+        self._request = None
+
+
+open_backend = OpenVinoBackend

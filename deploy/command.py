@@ -1,0 +1,93 @@
+"""`dtkd-edge predict` and `dtkd-edge demo`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.console import say
+from dtkd_edge.deploy.classifier import Classifier, Prediction, is_artifact_or_run, load_newest
+from dtkd_edge.deploy.demo import demo
+from dtkd_edge.errors import UsageError, VideoError
+
+__all__ = ["demo", "predict"]
+
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
+DECODERS = 2  # threads that decode ahead of the inference
+
+
+def predict(paths: list[Path], *, json: bool = False, top: int = 5, device: str = "auto") -> None:
+    """Labels of videos, one after the other, decoded ahead. A folder of videos stands for the videos in it.
+
+    A video that does not decode is reported and the rest go on; at the end that is a VideoError (exit code 3).
+    """
+    first_is_model = _is_model(paths)
+    videos = [video for path in paths[first_is_model:] for video in (_videos(path) if path.is_dir() else [path])]
+    if not videos:
+        raise UsageError("no video to predict", "usage: dtkd-edge predict [ARTIFACT] VIDEO...")
+    with load_newest(paths[:first_is_model], device=device) as classifier:
+        say(str(classifier))
+        broken = 0
+        for video, result in _predict_all(classifier, videos):
+            if isinstance(result, VideoError):
+                broken += 1
+                say(f"broken: {result.message}")
+            elif json:
+                line = {"video": str(video), "artifact": str(classifier.artifact.folder), **result.to_json(top)}
+                print(jsonlib.dumps(line, ensure_ascii=False), flush=True)
+            else:
+                _print(video, result, top)
+    if broken:
+        raise VideoError(
+            f"{broken} of {len(videos)} videos could not be read", "they are named above; re-encode or leave them out"
+        )
+
+
+def _is_model(paths: list[Path]) -> bool:
+    """Whether the first path is the artefact: it holds one, or it can be no video while others follow (a mistyped artefact)."""
+    first = paths[0]
+    if is_artifact_or_run(first):
+        return True
+    video = first.is_file() or first.suffix.lower() in VIDEO_SUFFIXES or (first.is_dir() and bool(_videos(first)))
+    return len(paths) > 1 and not video
+
+
+def _videos(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _predict_all(classifier: Classifier, videos: list[Path]) -> Iterator[tuple[Path, Prediction | VideoError]]:
+    """In the order given. At most a few clips are decoded ahead, so that memory does not grow with the list."""
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+        ahead: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
+        waiting = iter(videos)
+        while True:
+            while len(ahead) < 2 * DECODERS and (video := next(waiting, None)) is not None:
+                ahead.append((video, pool.submit(classifier.read, video)))
+            if not ahead:
+                return
+            video, clip = ahead.popleft()
+            try:
+                probabilities = classifier.predict_frames(clip.result())
+            except VideoError as error:
+                yield video, error
+                continue
+            yield video, classifier.prediction({head: p[0] for head, p in probabilities.items()})
+
+
+def _print(video: Path, result: Prediction, top: int) -> None:
+    print(video)
+    for head in result.heads:
+        if len(result.heads) > 1:
+            print(f"  {head}")
+        for score in result.top(top, head):
+            bar = "█" * round(score.score * 20) if sys.stdout.isatty() else ""
+            print(f"  {score.score:6.1%}  {score.label}  {bar}".rstrip())
+    sys.stdout.flush()

@@ -1,0 +1,170 @@
+"""`dtkd-edge demo`: one pipeline, one view, and an orderly end for each of its ways to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dtkd_edge.console import say
+from dtkd_edge.deploy.camera import Grabber
+from dtkd_edge.deploy.classifier import load_newest
+from dtkd_edge.deploy.pipeline import Live, Pipeline, Settings
+from dtkd_edge.deploy.recorder import EventLog, Recorder
+from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.errors import MissingDependency, MissingDevice, UsageError
+
+VIEWS = ("web", "window", "none")
+GOODBYE_S = 1.0  # the page learns of the end before the server goes
+
+
+def demo(
+    artifact: Path | None,
+    *,
+    source: str = "0",
+    view: str = "web",
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    token: str | None = None,
+    record: Path | None = None,
+    events: Path | None = None,
+    device: str = "auto",
+    loop: bool | None = None,
+    source_options: SourceOptions | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Live labels of a source until it ends, or Ctrl-C or SIGTERM comes; recordings are finished in every case.
+
+    loop: play a file again and again; by default that is so in the web view when nothing is recorded.
+    """
+    if view not in VIEWS:
+        raise UsageError(f"--view {view}: no such view", f"one of: {', '.join(VIEWS)}")
+    if source == "browser" and view != "web":
+        raise UsageError("--source browser needs --view web", "the page is the camera")
+    options = source_options or SourceOptions()
+    if loop is None:
+        loop = view == "web" and record is None and events is None
+    options = SourceOptions(options.width, options.height, options.fps, loop)
+    grabber = Grabber(open_source(source, options))
+    with ExitStack() as stack, _signals() as stopped:
+        classifier = stack.enter_context(load_newest([artifact] if artifact else [], device=device))
+        pipeline = Pipeline(classifier, grabber, settings)
+        show = _VIEWS[view](pipeline, stack, host, port, token)
+        if events is not None:
+            log = EventLog(events)
+            pipeline.listeners.append(log)
+            stack.callback(log.close)
+        recorder = None if record is None else Recorder(record, pipeline)
+        stack.callback(pipeline.stop)  # callbacks run backwards: it ends the last event while the log is still open
+        pipeline.start()
+        if recorder is not None:
+            recorder.start()
+            stack.callback(recorder.stop)
+        say(str(classifier))
+        show(stopped)
+    failure = pipeline.failure()
+    if failure:
+        raise failure
+    ages = pipeline.ages
+    say(
+        f"{grabber.grabbed} frames, {grabber.dropped} dropped, {ages.count} labels, "
+        f"age p50 {ages.percentile(50) * 1000:.0f} ms, p90 {ages.percentile(90) * 1000:.0f} ms"
+    )
+
+
+Show = Callable[[threading.Event], None]
+
+
+def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+    from dtkd_edge.deploy.server import WebView
+
+    web = WebView(pipeline, host, port, token=token)
+
+    def show(stopped: threading.Event) -> None:
+        web.start()
+        stack.callback(web.stop)
+        say(f"open {web.url}   (Ctrl-C ends it)")
+        if web.token:
+            say("anybody with this address sees the picture; the connection is not encrypted")
+        while not stopped.is_set() and not pipeline.wait(0.2):
+            pass
+        if not stopped.is_set() and web.viewers:
+            time.sleep(GOODBYE_S)
+
+    return show
+
+
+def _none(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+    """A line on standard error whenever the label changes, for services and pipes."""
+    last: list[str | None] = [None]
+
+    def line(live: Live) -> None:
+        if live.label != last[0] or (live.ended and live.label is None):
+            last[0] = live.label
+            words = f"{live.label} {live.score:.0%}" if live.label else "-"
+            say(f"{live.time:8.2f} s  {words}  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)")
+
+    pipeline.listeners.append(line)
+
+    def show(stopped: threading.Event) -> None:
+        while not stopped.is_set() and not pipeline.wait(0.2):
+            pass
+
+    return show
+
+
+def _window(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+    from dtkd_edge.deploy import overlay
+    from dtkd_edge.deploy.sources.device import OPENCV_HOW, import_cv2
+
+    cv2 = import_cv2("--view window")
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise MissingDevice("--view window: no display here (DISPLAY is not set)", "use --view web and open its address")
+    gui = [line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")]
+    if any("NONE" in line for line in gui):
+        raise MissingDependency("--view window: this OpenCV has no windows (headless)", f"use --view web; or {OPENCV_HOW}")
+    title = "dtkd-edge (q ends it)"
+
+    def show(stopped: threading.Event) -> None:
+        seen = 0
+        while not stopped.is_set() and not pipeline.wait(0):
+            frame = pipeline.grabber.latest()
+            if frame is not None and frame.index != seen:
+                seen = frame.index
+                picture = overlay.draw(frame.image, pipeline.live, pipeline.grabber.fps)
+                cv2.imshow(title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            if cv2.waitKey(10) & 0xFF in (ord("q"), 27) or (seen and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1):
+                return
+        cv2.destroyAllWindows()
+
+    return show
+
+
+_VIEWS: dict[str, Callable[..., Show]] = {"web": _web, "window": _window, "none": _none}
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM set the event, so that files are finished; a second one ends the program at once."""
+    stopped = threading.Event()
+
+    def handler(number: int, _: Any) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,38 @@
+"""Label, probability, age and frame rate drawn into the picture, for recordings and the window."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from dtkd_edge.deploy.pipeline import Live
+
+BAND = 0.16  # of the picture's height
+BLACK, WHITE, GREEN = (8, 11, 15), (255, 255, 255), (84, 214, 150)
+
+
+def draw(image: NDArray[np.uint8], live: Live | None, fps: float) -> NDArray[np.uint8]:
+    """uint8 RGB `[H, W, 3]` with a band at its lower edge → a new array; the frame itself is shared and never written to."""
+    height, width = image.shape[:2]
+    band = max(int(height * BAND), 24)
+    out = image.copy()
+    out[-band:] = (out[-band:].astype(np.uint16) * 2 // 7).astype(np.uint8)  # darkened, so that text can be read on any picture
+    picture = Image.fromarray(out)
+    pen = ImageDraw.Draw(picture)
+    small = ImageFont.load_default(size=max(band * 0.3, 10))
+    middle = height - band / 2
+    pad = band * 0.35
+    right = "" if live is None else f"{live.age * 1000:.0f} ms  {fps:.0f} fps"
+    room = width - 2 * pad - (pen.textlength(right, font=small) + pad if right else 0)
+    if live is not None:
+        pen.text((width - pad, middle), right, WHITE, font=small, anchor="rm")
+    words = "…" if live is None else f"{live.label}  {live.score:.0%}" if live.label else "nothing certain"
+    size = band * 0.5
+    while pen.textlength(words, font=ImageFont.load_default(size=size)) > room and size > 8:
+        size *= 0.9
+    big = ImageFont.load_default(size=size)
+    pen.text((pad, middle), words, GREEN if live and live.label else WHITE, font=big, anchor="lm")
+    if live is not None and live.label:
+        pen.rectangle((0, height - 3, width * live.score, height), GREEN)
+    return np.asarray(picture)

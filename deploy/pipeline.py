@@ -1,0 +1,298 @@
+"""Camera to label: grabber → sampler → inference, each in its thread, each taking the newest of what is before it.
+
+    grabber    reads the source into one slot                                      (camera.py)
+    sampler    takes the newest frame, scales and crops it into the sliding window  (window.py)
+    inference  takes the newest clip, runs the model, smooths, decides              (smoothing.py)
+
+So a slow model costs label rate and never lag: the age of a label is one inference and at most one wait for its frame.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.deploy.camera import Frame, Grabber, Rate
+from dtkd_edge.deploy.classifier import Classifier, Prediction, Score
+from dtkd_edge.deploy.smoothing import Ema, Event, Gate
+from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.deploy.window import Window, frame_spacing
+from dtkd_edge.errors import DtkdEdgeError, UsageError
+
+MIN_FILLED = 0.5  # of the window, before the first label: a still start would be called a class otherwise
+KEPT_EVENTS = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """clip_seconds: what a live clip spans (None: from the manifest); smoothing: seconds of the moving average;
+    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second."""
+
+    clip_seconds: float | None = None
+    smoothing: float = 0.5
+    threshold: float = 0.5
+    release: float = 0.35
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.release <= self.threshold <= 1:
+            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: 0 ≤ release ≤ threshold ≤ 1 must hold")
+        if self.smoothing < 0 or (self.rate is not None and self.rate <= 0):
+            raise UsageError(f"smoothing {self.smoothing:g}, rate {self.rate}: must not be negative")
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
+
+    age, inference: seconds from the capture of the newest frame to this label, and of the model alone. stamp: the sender's clock
+    of that frame.
+    """
+
+    seq: int
+    time: float
+    label: str | None
+    score: float
+    prediction: Prediction
+    age: float
+    inference: float
+    stamp: float | None = None
+    ended: Event | None = None
+
+
+@dataclass
+class Latencies:
+    """Sum and count for ever, and the last values for percentiles."""
+
+    count: int = 0
+    total: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=600))
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.recent.append(value)
+
+    def percentile(self, q: float) -> float:
+        values = list(self.recent)
+        return float(np.percentile(values, q)) if values else 0.0
+
+
+class Pipeline:
+    """One camera, one model. `listeners` are called in the inference thread with every Live and must return at once."""
+
+    def __init__(self, classifier: Classifier, grabber: Grabber, settings: Settings | None = None) -> None:
+        self.classifier, self.grabber = classifier, grabber
+        self.settings = settings or Settings()
+        self.listeners: list[Callable[[Live], None]] = []
+        self.live: Live | None = None
+        self.events: deque[Event] = deque(maxlen=KEPT_EVENTS)
+        self.ages, self.inferences = Latencies(), Latencies()
+        self.events_ended = 0
+        self.error: DtkdEdgeError | None = None
+        self.filled = 0.0
+        self.label_rate = Rate()
+        self._number = 0
+        self.started: float | None = None
+        manifest = classifier.artifact.manifest
+        spacing = frame_spacing(manifest.preprocess.sampling, self.settings.clip_seconds)
+        self._streaming = manifest.mode == "stream"
+        self._window = Window(1 if self._streaming else manifest.preprocess.sampling.frames, spacing)
+        self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.release)
+        self._newest: Frame | None = None  # of the window; None when its clip was taken
+        self._news = threading.Condition()
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
+            for name, work in (("sampler", self._sample), ("inference", self._infer))
+        ]
+
+    def start(self) -> None:
+        """Raises what opening the source raises. The model runs once before, so that the first label is not a slow one."""
+        shape = [1, *self.classifier.artifact.manifest.input.shape[1:]]
+        self.classifier.backend.run(np.zeros(shape, np.uint8))
+        self.classifier.backend.reset()
+        self.grabber.start()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Stop and join all threads, and end the event that is on. Harmless when called again."""
+        self._stop.set()
+        self.grabber.stop()
+        with self._news:
+            self._news.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(10)
+
+    @property
+    def running(self) -> bool:
+        return self.error is None and any(thread.is_alive() for thread in self._threads)
+
+    def failure(self) -> DtkdEdgeError | None:
+        return self.error or self.grabber.error
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the source ended, or something failed; False after the timeout."""
+        return self._stop.wait(timeout)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except DtkdEdgeError as error:
+            self.error = error
+        except Exception as error:
+            self.error = DtkdEdgeError(f"live inference: {type(error).__name__}: {error}", "run it again with --debug")
+        finally:
+            if work == self._infer or self.error:
+                self._stop.set()
+            with self._news:
+                self._news.notify_all()
+
+    def _sample(self) -> None:
+        preprocess = self.classifier.preprocess
+        while not self._stop.is_set():
+            frame = self.grabber.take()
+            if frame is None:
+                if not self.grabber.running:
+                    return
+                continue
+            small = preprocess.frame(frame.image)
+            with self._news:
+                if self.started is None:
+                    self.started = frame.captured
+                self._window.add(frame.captured, small)
+                self.filled = self._window.filled
+                self._newest = frame
+                self._news.notify_all()
+
+    def _infer(self) -> None:
+        last, due = None, 0.0
+        try:
+            while not self._stop.is_set():
+                with self._news:
+                    self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or not self._sampling(), 0.5)
+                    frame, self._newest = self._newest, None
+                    if frame is None:
+                        if not self._sampling():
+                            return
+                        continue
+                    if self._streaming and frame.captured < due:  # a stream model counts frames: feed it at its own rate
+                        continue
+                    if not self._streaming and self._window.filled < MIN_FILLED:
+                        continue
+                    clip = self._window.clip()
+                gap = last is not None and frame.captured - last > max(self._window.span, 1.0)
+                if gap:
+                    self._broke_off(last or 0.0)
+                due = max(due, frame.captured - self._window.spacing / 2) + self._window.spacing
+                last = frame.captured
+                self._step(clip, frame)
+                if self.settings.rate:
+                    self._stop.wait(max(0.0, frame.captured + 1 / self.settings.rate - time.monotonic()))
+        finally:
+            self._finish(last)
+
+    def _sampling(self) -> bool:
+        return self._threads[0].is_alive()
+
+    def _step(self, clip: NDArray[np.uint8], frame: Frame) -> None:
+        begin = time.monotonic()
+        probabilities = self.classifier.predict_live(clip)
+        end = time.monotonic()
+        at = frame.captured - (self.started or frame.captured)
+        prediction = self.classifier.prediction(self._ema.update(probabilities, frame.captured))
+        ended = self._gate.update({s.label: s.score for s in prediction.top(len(self.classifier.labels[prediction.main]))}, at)
+        self._remember(ended)
+        now = self._gate.current
+        score = next(s.score for s in prediction.heads[prediction.main] if now is None or s.label == now.label)
+        age = time.monotonic() - frame.captured
+        self.ages.add(age)
+        self.inferences.add(end - begin)
+        self.label_rate.tick(end)
+        self._number += 1
+        live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended)
+        self._publish(live)
+
+    def _publish(self, live: Live) -> None:
+        with self._news:
+            self.live = live
+            self._news.notify_all()
+        for listener in self.listeners:
+            listener(live)
+
+    def _broke_off(self, last: float) -> None:
+        """The source was away for longer than a clip: nothing before it says anything about now."""
+        self._ema.reset()
+        self.classifier.backend.reset()
+        self._finish(last)
+
+    def _finish(self, last: float | None) -> None:
+        """End the event that is on, at the time of the last frame, and tell the listeners."""
+        if self._gate.current is None or self.live is None or last is None:
+            return
+        ended = self._gate.close(last - (self.started or last))
+        if ended:
+            self._remember(ended)
+            live = self.live
+            self._number += 1  # a number of its own: who has seen the last label gets the end of its event too
+            self._publish(
+                Live(self._number, live.time, None, live.score, live.prediction, live.age, live.inference, live.stamp, ended)
+            )
+
+    def _remember(self, ended: Event | None) -> None:
+        if ended is not None:
+            self.events.append(ended)
+            self.events_ended += 1
+
+    def clock(self) -> float:
+        """Seconds since the first frame; it stops with the source."""
+        if self.started is None:
+            return 0.0
+        newest = self.grabber.latest()
+        now = time.monotonic() if self.grabber.state == "live" or newest is None else newest.captured
+        return now - self.started
+
+    def current(self) -> Event | None:
+        return self._gate.current
+
+    def next(self, after: int, timeout: float = 0.5) -> Live | None:
+        """The newest Live with a number above `after`; None after the timeout or when it is over."""
+        with self._news:
+            self._news.wait_for(lambda: (self.live is not None and self.live.seq > after) or not self.running, timeout)
+            return self.live if self.live is not None and self.live.seq > after else None
+
+
+def stream(classifier: Classifier, source: str, **options: Any) -> Iterator[Live]:
+    """See Classifier.stream."""
+    names = set(SourceOptions.__dataclass_fields__)
+    wanted = SourceOptions(**{key: options.pop(key) for key in list(options) if key in names})
+    pipeline = Pipeline(classifier, Grabber(open_source(source, wanted)), Settings(**options))
+    pipeline.start()
+    seen = 0
+    try:
+        while True:
+            running = pipeline.running  # read before: the last label may come between the two lines
+            live = pipeline.next(seen)
+            if live is not None:
+                seen = live.seq
+                yield live
+            elif not running:
+                break
+    finally:
+        pipeline.stop()
+    failure = pipeline.failure()
+    if failure:
+        raise failure
+
+
+def scores_json(scores: list[Score]) -> list[dict[str, Any]]:
+    return [{"label": s.label, "score": round(s.score, 4)} for s in scores]

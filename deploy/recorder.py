@@ -1,0 +1,138 @@
+"""`--record`: the annotated picture as an mp4 file; `--events`: label events as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dtkd_edge.console import say
+from dtkd_edge.deploy import overlay
+from dtkd_edge.deploy.camera import Frame
+from dtkd_edge.deploy.pipeline import Live, Pipeline
+from dtkd_edge.deploy.sources.av import import_av
+from dtkd_edge.errors import InputError
+
+TICKS = 90_000  # of the file's clock in a second: frames keep the time at which they were captured
+QUEUE = 8  # frames that may wait for the encoder; more are left out of the file
+
+
+class Recorder:
+    """Takes every frame of a pipeline's source and writes it with the newest label. A full disk ends the file, not the run."""
+
+    def __init__(self, path: Path, pipeline: Pipeline) -> None:
+        self.path, self.pipeline = path, pipeline
+        self.written = self.skipped = 0
+        self._av = import_av()
+        self._file: Any = None
+        self._stream: Any = None
+        self._first = 0.0
+        self._last_tick = -1
+        self._failed = False
+        self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            there = path.exists()
+            path.open("ab").close()  # an older recording stays until the first frame has come
+            if not there:
+                path.unlink()
+        except OSError as error:
+            raise InputError(f"--record {path}: {error.strerror}", "choose a file in a folder that can be written to") from error
+
+    def start(self) -> None:
+        self.pipeline.grabber.listeners.append(self._take)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what waits, and the file's index, without which no player opens it."""
+        if self._take in self.pipeline.grabber.listeners:
+            self.pipeline.grabber.listeners.remove(self._take)
+        self._queue.put(None)
+        self._thread.join(20)
+        if self.written:
+            say(f"recorded {self.written} frames to {self.path}" + (f", left out {self.skipped}" if self.skipped else ""))
+
+    def _take(self, frame: Frame) -> None:
+        try:
+            self._queue.put_nowait(frame)
+        except queue.Full:
+            self.skipped += 1
+
+    def _run(self) -> None:
+        try:
+            while (frame := self._queue.get()) is not None:
+                if not self._failed:
+                    self._write(frame)
+            self._close()
+        except (OSError, self._av.error.FFmpegError) as error:
+            self._failed = True
+            say(f"--record {self.path}: {error.strerror or error}; the recording ends here, the rest goes on")
+            while self._queue.get() is not None:
+                pass
+
+    def _write(self, frame: Frame) -> None:
+        picture = overlay.draw(frame.image, self.pipeline.live, self.pipeline.grabber.fps)
+        if self._file is None:
+            self._open(picture, frame)
+        size = (self._stream.width, self._stream.height)
+        if (picture.shape[1], picture.shape[0]) != size:  # the source changed its size, or has an odd one
+            picture = np.asarray(Image.fromarray(picture).resize(size))
+        tick = max(round((frame.captured - self._first) * TICKS), self._last_tick + 1)
+        self._last_tick = tick
+        coded = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
+        coded.pts, coded.time_base = tick, Fraction(1, TICKS)
+        self._file.mux(self._stream.encode(coded))
+        self.written += 1
+
+    def _open(self, picture: NDArray[np.uint8], frame: Frame) -> None:
+        codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
+        self._file = self._av.open(str(self.path), "w", format="mp4")
+        options = {"preset": "veryfast", "crf": "22"} if codec == "libx264" else {}
+        self._stream = self._file.add_stream(codec, rate=30, options=options)
+        self._stream.width, self._stream.height = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, TICKS)
+        self._first = frame.captured
+
+    def _close(self) -> None:
+        if self._file is None:  # not one frame came
+            return
+        self._file.mux(self._stream.encode())
+        self._file.close()
+
+
+class EventLog:
+    """One JSON line per event, written when it ends and flushed, so that a crash loses at most the event that is on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--events {path}: {error.strerror}", "choose a file in a folder that can be written to") from error
+        self._failed = False
+
+    def __call__(self, live: Live) -> None:
+        if live.ended is None or self._failed:
+            return
+        try:
+            self._file.write(json.dumps(live.ended.to_json(), ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._failed = True
+            say(f"--events {self.path}: {error.strerror}; no more events are written, the rest goes on")
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            say(f"--events {self.path}: {error.strerror}")

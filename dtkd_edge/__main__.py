@@ -1,0 +1,3 @@
+from dtkd_edge.cli import main
+
+main()

@@ -1,0 +1,301 @@
+"""The command line: each command is a thin call of an ordinary function, imported only when it runs.
+
+`dtkd-edge --help` must stay quick, so nothing heavier than typer is imported at the top.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from dtkd_edge import __version__
+from dtkd_edge.errors import DtkdEdgeError
+from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
+
+app = typer.Typer(
+    name="dtkd-edge",
+    help="Train a light video CNN from a ViT and a CNN teacher, export it, measure it, run it live.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing --help with rich costs twice its time
+)
+data_app = typer.Typer(help="Check and make data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+_METHODS = "ce,kd-vit,kd-cnn,kd-mean,dtkd"
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a recipe's value; repeatable.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"dtkd-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "quickstart",
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/NAME]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
+) -> None:
+    """Train the teachers (where the recipe says so), then the student with both of them."""
+    from dtkd_edge.train.command import train as run
+
+    run(recipe, overrides=set_ or [], out=out, resume=resume)
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[Path | None, typer.Argument(help="A run or an artefact. [default: the newest run]")] = None,
+    set_: Set = None,
+    views: Annotated[str, typer.Option(metavar="TxS", help="Temporal × spatial views per video.")] = "1x1",
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
+) -> None:
+    """Accuracy of a run's student, or of an artefact, on the validation clips."""
+    from dtkd_edge.train.command import evaluate as run
+
+    run(target, overrides=set_ or [], views=views, json=json)
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "quickstart",
+    methods: Annotated[str, typer.Option(help="Comma separated; the last one is compared with the others.")] = _METHODS,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every method.")] = 3,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Where the runs go. [default: runs/compare-NAME]")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side.")] = 1,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
+) -> None:
+    """The same student under several methods: mean ± standard error, paired differences. Resumable."""
+    from dtkd_edge.train.compare import compare as run
+
+    run(recipe, methods=methods, seeds=seeds, overrides=set_ or [], out=out, jobs=jobs, json_file=json)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run, or an artefact to verify or build. [default: the newest run]")
+    ] = None,
+    target: Annotated[str, typer.Option(help=TARGET_HELP)] = "onnx",
+    precision: Annotated[str | None, typer.Option(help=PRECISION_HELP)] = None,
+    mode: Annotated[str, typer.Option(help=MODE_HELP)] = "clip",
+    batch: Annotated[int, typer.Option(help="Clips per inference.")] = 1,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of clips per inference.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The artefact's folder. [default: RUN/export/TARGET-PRECISION]")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Real clips to verify on.")] = 64,
+    set_: Set = None,
+    verify_only: Annotated[bool, typer.Option("--verify-only", help="Check an artefact against its stored clips.")] = False,
+    workspace: Annotated[int | None, typer.Option(min=1, metavar="MIB", help="tensorrt: memory for the build. [1024]")] = None,
+    optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: 0 quick … 5 thorough. [3]")] = None,
+) -> None:
+    """Strip the training-only branches, trace, build, verify on real clips."""
+    from dtkd_edge.export.command import export as call
+
+    call(
+        run, target=target, precision=precision, mode=mode, batch=batch, dynamic_batch=dynamic_batch, out=out, clips=clips,
+        overrides=set_ or [], verify_only=verify_only, workspace=workspace, optimization_level=optimization_level,
+    )  # fmt: skip
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path] | None, typer.Argument(help="Artefacts or runs. [default: the newest run's]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or jetson.")] = "auto",
+    host: Annotated[str | None, typer.Option(metavar="USER@ADDR", help="A Jetson to measure on, over ssh.")] = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="single-stream, multi-stream, offline, live; repeatable. [default: the 1st and 3rd]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled videos: a folder per class, or a csv. [default: the run's]")] = None,
+    set_: Set = None,
+    include: Annotated[str, typer.Option(metavar="STEPS", help="Time preprocess, or preprocess,decode, too.")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the runtime. [default: its own choice]")] = None,
+    min_seconds: Annotated[float, typer.Option(min=0.01, help="Measure each at least this long.")] = 2.0,
+    min_queries: Annotated[int, typer.Option(min=1, help="… and with at least so many queries.")] = 200,
+    max_seconds: Annotated[float, typer.Option(min=0.01, help="… but no longer than this.")] = 60.0,
+    clips: Annotated[int | None, typer.Option(min=0, help="Most clips for accuracy; 0: none. [default: all]")] = None,
+    camera_fps: Annotated[float, typer.Option(min=0.1, help="Frame rate of the live scenario's camera.")] = 30.0,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records there; - for stdout.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the table there.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="OLD NEW", help="Measure nothing: compare two files of records.")
+    ] = None,
+    limit: Annotated[float, typer.Option(min=0, help="--compare: percent of latency that is a regression.")] = 5.0,
+    accuracy_limit: Annotated[float, typer.Option(min=0, help="--compare: points of top-1 that are one.")] = 1.0,
+) -> None:
+    """Latency, throughput and accuracy of exported artefacts on a device."""
+    if compare is not None:
+        from dtkd_edge.benchmarks.compare import compare_files
+
+        compare_files(*compare, latency_limit=limit / 100, accuracy_limit=accuracy_limit, json=json)
+        return
+    from dtkd_edge.benchmarks.command import bench as run
+
+    run(
+        artifacts or [],
+        device=device,
+        host=host,
+        scenarios=scenario or [],
+        overrides=set_ or [],
+        json=json,
+        data=data,
+        include=include,
+        threads=threads,
+        min_seconds=min_seconds,
+        min_queries=min_queries,
+        max_seconds=max_seconds,
+        clips=clips,
+        camera_fps=camera_fps,
+        report=report,
+        md=markdown,
+    )
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(metavar="[ARTIFACT] VIDEO...", help="An artefact (or run), then videos.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON line per video.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many labels.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, gpu or npu.")] = "auto",
+) -> None:
+    """The most likely labels of videos."""
+    from dtkd_edge.deploy.command import predict as run
+
+    run(paths, json=json, top=top, device=device)
+
+
+@app.command()
+def demo(
+    artifact: Annotated[Path | None, typer.Argument(help="An artefact or run. [default: the newest]")] = None,
+    source: Annotated[str, typer.Option(help="Camera number, csi, file, URL, pattern, or browser.")] = "0",
+    view: Annotated[str, typer.Option(help="web, window or none.")] = "web",
+    host: Annotated[str, typer.Option(help="Address that the web view listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the web view; 0 takes a free one.")] = 8080,
+    token: Annotated[str | None, typer.Option(help="What a viewer must know. [default: made when not on loopback]")] = None,
+    record: Annotated[Path | None, typer.Option(help="Write the annotated picture to this .mp4.")] = None,
+    events: Annotated[Path | None, typer.Option(help="Write label events to this .jsonl.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, gpu or npu.")] = "auto",
+    loop: Annotated[bool | None, typer.Option("--loop/--no-loop", help="Play a file again at its end. [web view: yes]")] = None,
+    clip_seconds: Annotated[float | None, typer.Option(help="What a live clip spans. [default: as trained, or 2]")] = None,
+    smoothing: Annotated[float, typer.Option(min=0, help="Seconds that the labels are averaged over.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a label is shown.")] = 0.5,
+    rate: Annotated[float | None, typer.Option(help="At most so many labels a second. [default: one per frame]")] = None,
+    width: Annotated[int | None, typer.Option(min=16, help="Picture asked of the camera.")] = None,
+    height: Annotated[int | None, typer.Option(min=16)] = None,
+    fps: Annotated[float | None, typer.Option(min=1, help="Frame rate asked of the camera.")] = None,
+) -> None:
+    """Live labels of a camera, a stream or a file."""
+    from dtkd_edge.deploy.command import demo as run
+    from dtkd_edge.deploy.pipeline import Settings
+    from dtkd_edge.deploy.sources import SourceOptions
+
+    run(
+        artifact, source=source, view=view, host=host, port=port, token=token, record=record, events=events, device=device,
+        loop=loop, source_options=SourceOptions(width, height, fps),
+        settings=Settings(clip_seconds, smoothing, threshold, 0.7 * threshold, rate),
+    )  # fmt: skip
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None) -> None:
+    """The models that a recipe can name: sizes, parameters, feature taps."""
+    from dtkd_edge.models.command import show
+
+    show(name)
+
+
+@app.command()
+def doctor() -> None:
+    """What works on this machine, and the fix for what does not."""
+    from dtkd_edge.deploy.doctor import doctor as run
+
+    run()
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    kind: Annotated[str, typer.Option(help="motion or order.")] = "motion",
+    clips: Annotated[int, typer.Option(min=16, help="Training clips.")] = 2000,
+    val_clips: Annotated[int, typer.Option(min=16, help="Validation clips.")] = 400,
+    size: Annotated[int, typer.Option(min=24, help="Pixels of a side.")] = 48,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write the generated motion set as mp4 files with train and val lists."""
+    from dtkd_edge.data.command import synth
+
+    synth(out, kind=kind, clips=clips, val_clips=val_clips, size=size, seed=seed)
+
+
+@data_app.command("check")
+def data_check(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file: its data section is checked.")] = "quickstart",
+    set_: Set = None,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
+) -> None:
+    """Read every clip of a data set: counts, broken files, class balance."""
+    from dtkd_edge.data.command import check
+
+    check(recipe, overrides=set_ or [], json=json)
+
+
+EXTRAS = {  # which extra brings a library that the base does not have
+    "train": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "tensorboard"),
+    "openvino": ("openvino",),
+    "demo": ("starlette", "uvicorn", "websockets", "av"),
+    "tensorrt": ("tensorrt", "cuda"),
+}
+
+
+def main() -> None:
+    """The console script: run a command, and turn an error into its two lines and its exit code."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]  # works before and after the command
+    try:
+        app(args=arguments, standalone_mode=True)
+    except DtkdEdgeError as error:
+        _fail(error.message, error.hint, error.exit_code, debug)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library == "dtkd_edge":
+            _fail(f"unexpected: {error}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
+        extra = next((name for name, brought in EXTRAS.items() if library in brought), "all")
+        _fail(f"the Python library {library} is not installed", f'pip install "dtkd-edge[{extra}]"', 4, debug)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            _fail(f"unexpected: {error}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{os.strerror(error.errno or 0).lower()}", "give another path, or make room there", 3, debug)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        _fail(f"unexpected: {said}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
+
+
+def _fail(message: str, hint: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"  fix: {' '.join(hint.split())}", file=sys.stderr)
+    sys.exit(code)

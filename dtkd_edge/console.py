@@ -1,0 +1,86 @@
+"""Where words go: results to standard output, progress and messages to standard error. No torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dtkd_edge.files import write_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PIPE_WIDTH = 160  # characters of a table in a pipe or a file
+
+
+def say(text: str) -> None:
+    """One line for the person, never for a program."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def output_width() -> int:
+    """Characters of a line on standard output."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+
+
+def print_table(table: Table) -> None:
+    """A table on standard output; wide and plain where that is no terminal."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
+    console.print(table)
+
+
+def write_result(value: Any, where: str) -> None:
+    """JSON to a file, or to standard output for '-'. A list becomes JSON lines."""
+    lines = [json.dumps(v, ensure_ascii=False) for v in value] if isinstance(value, list) else [json.dumps(value, indent=2)]
+    text = "\n".join(lines) + "\n"
+    if where == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        write_text(Path(where), text)
+
+
+class Bar(Protocol):
+    def advance(self, steps: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class _Silent:
+    def advance(self, steps: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Bar]:
+    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead)."""
+    if not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=total, note="")
+
+        class _Rich:
+            def advance(self, steps: int = 1) -> None:
+                bars.advance(task, steps)
+
+            def note(self, text: str) -> None:
+                bars.update(task, note=text)
+
+        yield _Rich()

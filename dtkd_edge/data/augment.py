@@ -1,0 +1,62 @@
+"""Training augmentation on uint8 RGB frames `[T, H, W, 3]`: one draw per clip, the same for all of its frames."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.preprocess import resize_box
+from dtkd_edge.recipe import AugmentConfig
+
+Frames = NDArray[np.uint8]
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def working_side(size: int, config: AugmentConfig) -> int:
+    """The short side at which the smallest random crop still has `size` pixels: more would be scaled away."""
+    return math.ceil(size / math.sqrt(config.scale[0]))
+
+
+def shrink(frames: Frames, short: int) -> Frames:
+    """Scale frames down to that short side; smaller ones stay as they are."""
+    height, width = frames.shape[1:3]
+    if min(height, width) <= short:
+        return frames
+    to = (max(round(width * short / min(height, width)), short), max(round(height * short / min(height, width)), short))
+    return np.stack([resize_box(frame, (0, 0, width, height), to) for frame in frames])
+
+
+def augment(frames: Frames, size: int, config: AugmentConfig, rng: np.random.Generator) -> Frames:
+    """A random crop of each frame, scaled to `[T, size, size, 3]`, perhaps mirrored and recoloured.
+
+    The crop's area is a share `scale` of the short side squared (what evaluation's centre crop is cut from), its aspect
+    ratio log-uniform up to `ratio` either way, its place uniform over the whole frame.
+    """
+    frames = random_crop(frames, size, config, rng)
+    if config.flip and rng.random() < 0.5:
+        frames = frames[:, :, ::-1]
+    if config.color > 0:
+        frames = color_jitter(frames, config.color, rng)
+    return np.ascontiguousarray(frames)
+
+
+def random_crop(frames: Frames, size: int, config: AugmentConfig, rng: np.random.Generator) -> Frames:
+    height, width = frames.shape[1:3]
+    area = rng.uniform(*config.scale) * min(height, width) ** 2
+    ratio = math.exp(rng.uniform(-1, 1) * math.log(config.ratio))
+    wide, tall = min(math.sqrt(area * ratio), width), min(math.sqrt(area / ratio), height)
+    left, top = rng.random() * (width - wide), rng.random() * (height - tall)
+    box = (left, top, left + wide, top + tall)
+    return np.stack([resize_box(frame, box, (size, size)) for frame in frames])
+
+
+def color_jitter(frames: Frames, strength: float, rng: np.random.Generator) -> Frames:
+    """Saturation, contrast (about the clip's mean grey) and brightness, each times 1 ± strength: one affine colour map."""
+    saturation, contrast, brightness = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+    matrix = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * _LUMA[:, None]  # columns are output channels
+    pixels = frames.astype(np.float32)
+    grey = float(pixels.mean((0, 1, 2)) @ _LUMA)
+    pixels = pixels @ (matrix * (contrast * brightness)) + np.float32((1 - contrast) * brightness * grey)
+    return (np.clip(pixels, 0, 255) + np.float32(0.5)).astype(np.uint8)

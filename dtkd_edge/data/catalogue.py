@@ -1,0 +1,179 @@
+"""Which clips a data set has, and their labels. No torch: benchmarks use this on devices.
+
+`open_split` reads a data set by its `kind`; to add one, write a function `(config, split) -> Catalogue` and enter it in SETS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.errors import DataError, RecipeError
+from dtkd_edge.recipe import DataConfig
+
+Split = Literal["train", "val"]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled clip. start and end are seconds in the file; none: the whole file."""
+
+    path: Path
+    labels: dict[str, int]
+    start: float | None = None
+    end: float | None = None
+
+
+class Catalogue:
+    """Clips by number. Everything is kept in numpy arrays, so that 100,000 rows cost a few MB and do not grow in workers.
+
+    root: the folder that `paths` are relative to (absolute paths stay as they are).
+    labels: one class number per clip for each head; classes: the names of each head's classes.
+    times: `[n, 2]` seconds, not-a-number where the whole file is meant. groups: clips of one number (for example of one
+    source video) that a split must not part.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str] | NDArray[np.bytes_],
+        labels: dict[str, Ints],
+        classes: dict[str, list[str]],
+        *,
+        times: NDArray[np.float64] | None = None,
+        groups: Ints | None = None,
+    ) -> None:
+        self.name = name
+        self.root = root
+        self.classes = classes
+        self.groups = groups
+        self._paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
+        self._labels = {head: np.asarray(values, dtype=np.int64) for head, values in labels.items()}
+        self._times = times
+        if not len(self._paths):
+            raise DataError(f"{root}: no clips ({name})", "check data.root and the lists")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Clip:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        start, end = (None, None) if self._times is None else (_seconds(t) for t in self._times[index])
+        labels = {head: int(values[index]) for head, values in self._labels.items()}
+        return Clip(self.path(index), labels, start, end)
+
+    def path(self, index: int) -> Path:
+        return self.root / os.fsdecode(self._paths[index])
+
+    def labels(self, head: str | None = None) -> Ints:
+        """Class numbers `[n]` of one head; of the first where none is named."""
+        return self._labels[next(iter(self._labels)) if head is None else head]
+
+    def subset(self, indices: Sequence[int] | Ints) -> Catalogue:
+        """The clips of those numbers, in that order, with the same classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Catalogue(
+            self.name,
+            self.root,
+            self._paths[chosen],
+            {head: values[chosen] for head, values in self._labels.items()},
+            self.classes,
+            times=None if self._times is None else self._times[chosen],
+            groups=None if self.groups is None else self.groups[chosen],
+        )
+
+
+def _seconds(time: np.float64) -> float | None:
+    return None if np.isnan(time) else float(time)
+
+
+def open_split(config: DataConfig, split: Split) -> Catalogue:
+    """The clips of one side of a data set. Raises DataError for lists, folders or labels that do not fit."""
+    try:
+        opener = SETS[config.kind]
+    except KeyError:
+        raise RecipeError(f"data.kind: {config.kind!r} is no known data set", f"one of: {', '.join(SETS)}") from None
+    return opener(config, split)
+
+
+def student_subset(catalogue: Catalogue, clips: int | None, seed: int) -> Catalogue:
+    """At most `clips` of the clips, as many of each class as there are (first head), chosen by the seed."""
+    if clips is None or clips >= len(catalogue):
+        return catalogue
+    labels = catalogue.labels()
+    present = np.unique(labels)
+    if clips < len(present):
+        raise DataError(
+            f"data.student_clips: {clips} clips cannot cover {len(present)} classes", f"set it to at least {len(present)}"
+        )
+    rng = np.random.default_rng([seed, 1])
+    # A clip's turn is its place in its own class; whole turns are taken first, and the last, partial one by lot.
+    turn, lot = np.empty(len(labels), np.int64), rng.permutation(len(labels))
+    for label in present:
+        members = rng.permutation(np.flatnonzero(labels == label))
+        turn[members] = np.arange(len(members))
+    return catalogue.subset(np.sort(np.lexsort((lot, turn))[:clips]))
+
+
+def hold_out(labels: Ints, share: float, seed: int, groups: Ints | None = None) -> NDArray[np.bool_]:
+    """Which clips go to validation: about `share` of every class, whole groups only, at least one clip left to train on.
+
+    Groups are dealt in seeded order; each goes to validation when that brings the class counts nearer to the wanted ones.
+    """
+    rng = np.random.default_rng([seed, 2])
+    names, group_of = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
+    group_of = group_of.reshape(-1)
+    classes = int(labels.max()) + 1
+    counts = np.zeros((len(names), classes), np.int64)
+    np.add.at(counts, (group_of, labels), 1)
+    total = counts.sum(0)
+    wanted = np.maximum(share * total, np.minimum(1, total - 1))  # one clip at least, where two are there
+    held, left = np.zeros(classes), total.copy()
+    chosen = np.zeros(len(names), bool)
+    for group in rng.permutation(len(names)):
+        mine = np.flatnonzero(counts[group])
+        n = counts[group][mine]
+        gain = np.abs(wanted[mine] - held[mine]).sum() - np.abs(wanted[mine] - held[mine] - n).sum()
+        if gain > 0 and (left[mine] > n).all():
+            chosen[group] = True
+            held[mine] += n
+            left[mine] -= n
+    return chosen[group_of]
+
+
+def _generated(config: DataConfig, split: Split) -> Catalogue:
+    from dtkd_edge.data.lists import read_lists
+    from dtkd_edge.data.motion import default_folder, generate
+
+    wanted = (config.kind, config.clips, config.val_clips, config.frame_size, config.seed)
+    folder = generate(config.root or default_folder(*wanted), *wanted)
+    return read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv", config)[split]
+
+
+def _folder(config: DataConfig, split: Split) -> Catalogue:
+    from dtkd_edge.data.folder import open_folder
+
+    return open_folder(config)[split]
+
+
+def _csv(config: DataConfig, split: Split) -> Catalogue:
+    from dtkd_edge.data.lists import open_lists
+
+    return open_lists(config)[split]
+
+
+SETS: dict[str, Callable[[DataConfig, Split], Catalogue]] = {
+    "motion": _generated,
+    "order": _generated,
+    "folder": _folder,
+    "csv": _csv,
+}

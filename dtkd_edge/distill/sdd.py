@@ -1,0 +1,187 @@
+"""Structure-discrepancy distillation (SDD): a branch of the student, for training only, that predicts what the ViT teacher's
+features have and the CNN teacher's do not.
+
+From DTKD (Peng et al., arXiv 2511.09469): f_res = φ_ViT(f_ViT) - φ_CNN(f_CNN), and a branch with a non-local module. φ, the
+layers and the distance are a reading of it. φ has no parameter on purpose: trained by this loss alone it would collapse to φ = 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dtkd_edge.distill.precision import full_precision
+from dtkd_edge.errors import UsageError
+
+Grid = tuple[int, int, int]
+
+
+def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
+    """A seeded random matrix `[rows, columns]` whose rows (or, if there are more rows, whose columns) are orthonormal."""
+    generator = torch.Generator().manual_seed(seed)
+    tall = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(tall)
+    q = q * r.diagonal().sign()  # QR is unique up to these signs: fix them, so that every LAPACK gives the same matrix
+    return (q if rows >= columns else q.T).contiguous()
+
+
+def to_grid(features: Tensor, grid: Grid) -> Tensor:
+    """Average-pool `[B, C, T, H, W]` to `[B, C, *grid]`; what is on the grid already is returned as it is."""
+    return features if tuple(features.shape[2:]) == tuple(grid) else F.adaptive_avg_pool3d(features, grid)
+
+
+class FixedProjection(nn.Module):
+    """φ: features of any network `[B, C, T, H, W]` → `[B, channels, *grid]`, without a parameter and without gradient.
+
+    Average pooling to the grid, standardisation per channel over batch and grid, then a fixed seeded orthonormal matrix. The
+    standardisation makes φ blind to the scale of a network's features; a channel that is constant in the batch becomes 0. The
+    matrix is a buffer outside the state dict, since (in_channels, channels, seed) give it back.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, in_channels: int, channels: int, grid: Grid, seed: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("matrix", orthonormal(channels, in_channels, seed).float(), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        return _standardised_projection(features, self.matrix, self.grid)
+
+
+@full_precision
+def _standardised_projection(features: Tensor, matrix: Tensor, grid: Grid) -> Tensor:
+    x = to_grid(features, grid)
+    x = x - x.mean((0, 2, 3, 4), keepdim=True)
+    variance = x.square().mean((0, 2, 3, 4), keepdim=True)
+    # The floor is relative to the other channels, so that small features are standardised like large ones.
+    x = x / (variance + 1e-6 * variance.mean() + 1e-12).sqrt()
+    return torch.einsum("oc,bcthw->bothw", matrix.to(x.dtype), x)
+
+
+def variance(features: Tensor) -> Tensor:
+    """Mean over channels of the variance over batch and grid, a scalar: near 0 where features have collapsed."""
+    return features.detach().float().var((0, 2, 3, 4), correction=0).mean()
+
+
+@torch.no_grad()
+@full_precision
+def unit_variance(target: Tensor) -> Tensor:
+    """Scale a whole target to variance 1 (one factor for all channels); a target without variance stays as it is."""
+    spread = target.var(correction=0)
+    return target * torch.where(spread > 1e-12, spread.clamp(min=1e-12).rsqrt(), torch.ones_like(spread))
+
+
+@torch.no_grad()
+@full_precision
+def residual(vit: Tensor, cnn: Tensor) -> Tensor:
+    """f_res = φ_ViT(f_ViT) - φ_CNN(f_CNN), scaled to unit variance: two `[B, C, T, H, W]` → the same, no gradient."""
+    return unit_variance(vit - cnn)
+
+
+@full_precision
+def feature_distance(pred: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
+    """Distance of features of equal shape, a scalar; no gradient into the target.
+
+    mse:       mean (pred - target)² / var(target): 1 where nothing but the mean is predicted
+    smooth-l1: Huber's loss with δ = 1 on pred and target, both divided by the target's standard deviation
+    """
+    target = target.detach()
+    spread = target.var(correction=0)
+    spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
+    if kind == "mse":
+        return F.mse_loss(pred, target) / spread
+    if kind == "smooth-l1":
+        return F.smooth_l1_loss(pred / spread.sqrt(), target / spread.sqrt())
+    raise UsageError(f"distance: {kind}: unknown", "one of: mse, smooth-l1")
+
+
+class NonLocal3d(nn.Module):
+    """Embedded-Gaussian non-local block (Wang et al., Non-local neural networks, CVPR 2018): `[B, C, T, H, W]` → the same.
+
+    y = softmax(θ(x)ᵀ φ(x)) g(x) over all T·H·W positions, with θ, φ, g 1×1×1 convolutions to C/2; out = x + norm(W y). The norm's
+    scale starts at 0, so that the block starts as the identity. A group norm instead of the paper's batch norm: it works on a
+    batch of 1 and does not tie the branch to the batch size per device.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        self.theta = nn.Conv3d(channels, inner, 1)
+        self.phi = nn.Conv3d(channels, inner, 1)
+        self.g = nn.Conv3d(channels, inner, 1)
+        self.out = nn.Conv3d(inner, channels, 1, bias=False)
+        self.norm = nn.GroupNorm(1, channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).flatten(2).transpose(1, 2) for layer in (self.theta, self.phi, self.g))
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + self.norm(self.out(mixed.transpose(1, 2).unflatten(2, x.shape[2:])))
+
+
+class SqueezeExcite3d(nn.Module):
+    """Channel gates from the mean over space and time (Hu et al., Squeeze-and-excitation networks, CVPR 2018)."""
+
+    def __init__(self, channels: int, reduction: int = 4) -> None:
+        super().__init__()
+        inner = max(channels // reduction, 1)
+        self.down = nn.Linear(channels, inner)
+        self.up = nn.Linear(inner, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3, 4))))))
+        return x * gates[:, :, None, None, None]
+
+
+def _conv(cin: int, cout: int, kernel: Grid) -> nn.Sequential:
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return nn.Sequential(nn.Conv3d(cin, cout, kernel, padding=padding, bias=False), nn.GroupNorm(1, cout), nn.ReLU())
+
+
+class StructureDiscrepancyBranch(nn.Module):
+    """SDB: student features `[B, C, T, H, W]` → a prediction `[B, out_channels, *grid]` of the residual. Never exported.
+
+    It pools to the grid first, so that its cost does not depend on the student's resolution, and it only reads: the student
+    computes the same bits with and without it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        hidden: int = 64,
+        grid: Grid = (4, 5, 5),
+        non_local: bool = True,
+        squeeze_excite: bool = True,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.reduce = _conv(in_channels, hidden, (1, 1, 1))
+        self.space = _conv(hidden, hidden, (1, 3, 3))
+        self.time = _conv(hidden, hidden, (3, 1, 1))
+        self.non_local = NonLocal3d(hidden) if non_local else nn.Identity()
+        self.squeeze_excite = SqueezeExcite3d(hidden) if squeeze_excite else nn.Identity()
+        self.predict = nn.Conv3d(hidden, out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.reduce(to_grid(features, self.grid))
+        x = self.non_local(self.time(self.space(x)))
+        out: Tensor = self.predict(self.squeeze_excite(x))
+        return out
+
+
+class Alignment(nn.Module):
+    """P: a 1×1×1 convolution of the student's pooled features, `[B, C, T, H, W]` → `[B, out_channels, *grid]`. Never exported."""
+
+    def __init__(self, in_channels: int, out_channels: int, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.project = nn.Conv3d(in_channels, out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        out: Tensor = self.project(to_grid(features, self.grid))
+        return out

@@ -1,0 +1,268 @@
+"""The distillation task: student, teachers and every loss term behind one `forward`, for DTKD and for its rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
+from dtkd_edge.distill.methods import RAMPED, find_method, needed_teachers, require_tap, require_teachers, resolve, term_weights
+from dtkd_edge.distill.precision import full_precision
+from dtkd_edge.errors import RecipeError, UsageError
+from dtkd_edge.models import VideoModel, fit_clip
+from dtkd_edge.recipe import DistillConfig
+
+ORDER = ("cnn", "vit")  # of teachers wherever they stand in columns
+_PHI_SEED = {"cnn": 1, "vit": 2}  # φ is not in a checkpoint: these numbers must stay
+
+
+M = TypeVar("M", bound=nn.Module)
+
+_cross_entropy = full_precision(F.cross_entropy)
+
+
+def _aside(build: Callable[[], M]) -> M:
+    """Build a training-only module without moving the random state: a seed gives the same student, the same data order and
+    the same alignment whatever else a method trains."""
+    with torch.random.fork_rng(devices=[]):
+        return build()
+
+
+@dataclass
+class TeacherOutput:
+    """What a teacher says about a batch: `logits` `{head: [B, K]}` and `features` `[B, C, T, H, W]`, its last tap."""
+
+    logits: dict[str, Tensor]
+    features: Tensor
+
+
+class DistillationTask(nn.Module):
+    """Loss of a student under `config.method`; wraps all that trains, and nothing that does not.
+
+    student:  a submodule, with `student.` before its keys. Whatever else is in the state dict (`branch.`, `align.`, `matching.`,
+              `stages.`) is for training only.
+    teachers: "cnn" and "vit", or those of them that the method reads. They are frozen here, stay in eval mode, move along with
+              `.to()`, and are neither in `state_dict()` nor in `parameters()`.
+    """
+
+    def __init__(
+        self, student: VideoModel, teachers: Mapping[str, VideoModel], config: DistillConfig, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.config = resolve(config)
+        self.method = find_method(config.method)
+        self.weights = term_weights(config)
+        self.needs_teachers = needed_teachers(config)
+        self.label_smoothing = label_smoothing
+        self.student = student
+        self._teachers = {name: teachers[name] for name in ORDER if name in self.needs_teachers and name in teachers}
+        self._check()
+        for teacher in self._teachers.values():
+            teacher.eval().requires_grad_(False)
+        self.tap = self.config.branch.tap or student.info.last_tap
+        self._build()
+
+    def _check(self) -> None:
+        student = self.student
+        require_teachers(self.config, self._teachers)
+        for name, teacher in self._teachers.items():
+            if teacher.heads != student.heads:
+                raise RecipeError(
+                    f"teachers.{name}: heads {teacher.heads} are not the student's {student.heads}",
+                    "train the teacher on the same labels",
+                )
+        require_tap(self.config, student.info.name, student.info.taps)
+
+    def _build(self) -> None:
+        options, taps = self.config.branch, self.student.info.taps
+        channels, grid = taps[self.tap], options.grid
+        projected = {"sdd", "align", "feature", "fitnet-vit", "fitnet-cnn"} & set(self.weights)
+        self.phi = nn.ModuleDict()
+        if projected:
+            for name, teacher in self._teachers.items():
+                width = teacher.info.taps[teacher.info.last_tap]
+                self.phi[name] = sdd.FixedProjection(width, options.channels, grid, _PHI_SEED[name])
+        if "sdd" in self.weights:
+            self.branch = _aside(
+                lambda: sdd.StructureDiscrepancyBranch(
+                    channels,
+                    options.channels * (2 if options.target == "both" else 1),
+                    hidden=options.hidden,
+                    grid=grid,
+                    non_local=options.non_local,
+                    squeeze_excite=options.squeeze_excite,
+                )
+            )
+        if "align" in self.weights:
+            self.align = _aside(lambda: sdd.Alignment(channels, options.channels, grid))
+        matched = [n for n in ORDER if f"fitnet-{n}" in self.weights or "feature" in self.weights]
+        if matched:
+            self.matching = nn.ModuleDict({n: _aside(lambda: sdd.Alignment(channels, options.channels, grid)) for n in matched})
+        if "ofa" in self.weights:
+            heads = self.student.heads
+            stages = {tap: _aside(partial(rivals.StageLogits, width, heads)) for tap, width in taps.items()}
+            self.stages = nn.ModuleDict(stages)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DistillationTask:
+        super()._apply(fn, recurse)
+        for teacher in self._teachers.values():
+            teacher._apply(fn, recurse)
+        return self
+
+    @torch.no_grad()  # and not inference_mode: its tensors may not be saved for the student's backward
+    def teach(self, frames: Tensor) -> dict[str, TeacherOutput]:
+        """Outputs of the teachers that the method reads for uint8 RGB `[B, T, H, W, 3]`, under the ambient autocast."""
+        taught = {}
+        for name, teacher in self._teachers.items():
+            features = teacher.forward_features(fit_clip(frames, teacher.info))
+            taught[name] = TeacherOutput(teacher.forward_head(features), features[teacher.info.last_tap])
+        return taught
+
+    def forward(
+        self,
+        frames: Tensor,
+        labels: Mapping[str, Tensor],
+        *,
+        taught: Mapping[str, TeacherOutput] | None = None,
+        progress: float = 1.0,
+    ) -> dict[str, Any]:
+        """Loss of one batch; nothing in here waits for the device.
+
+        frames: uint8 RGB `[B, T, H, W, 3]`; labels: `{head: long [B]}`; taught: the teachers' outputs, where a cache has them;
+        progress: share of the training done, in [0, 1], by which the ramped terms rise.
+
+        Returns `loss` (scalar), `output` (`{head: logits}`), `terms` (name → detached, unweighted scalar), `omega` (`[B, k]`,
+        mean over heads, columns cnn, vit, where the method weighs teachers per sample, else None) and `residual_var` (the
+        variance of the branch's target before scaling, or None).
+        """
+        if taught is None:
+            taught = self.teach(frames)
+        elif missing := self.needs_teachers - set(taught):
+            raise UsageError(f"taught: no output of {', '.join(sorted(missing))}", f"method {self.config.method} reads it")
+        features = self.student.forward_features(fit_clip(frames, self.student.info))
+        output = self.student.forward_head(features)
+
+        terms, omega = self._logit_terms(features, output, labels, taught)
+        feature_terms, residual_var = self._feature_terms(features, taught, omega)
+        terms.update(feature_terms)
+
+        warmup = self.config.warmup
+        ramp = min(max(progress, 0.0) / warmup, 1.0) if warmup > 0 else 1.0
+        loss = sum(self.weights[name] * (ramp if name in RAMPED else 1.0) * value for name, value in terms.items())
+        return {
+            "loss": loss,
+            "output": output,
+            "terms": {name: value.detach() for name, value in terms.items()},
+            "omega": omega,
+            "residual_var": residual_var,
+        }
+
+    def _logit_terms(
+        self,
+        features: Mapping[str, Tensor],
+        output: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        taught: Mapping[str, TeacherOutput],
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The terms on logits, each the mean over heads, and ω."""
+        rival, active = self.config.rivals, self.weights
+        stages = {tap: stage(features[tap]) for tap, stage in self.stages.items()} if "ofa" in active else {}
+        per_head: dict[str, list[Tensor]] = {}
+        omegas = []
+        for head, logits in output.items():
+            y = labels[head]
+            teachers = [taught[name].logits[head] for name in ORDER if name in taught]
+            found: dict[str, Tensor] = {}
+            if "ce" in active:
+                found["ce"] = _cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+            if "kd" in active:
+                found["kd"], omega = self._kd(logits, head, y, taught)
+                omegas += [] if omega is None else [omega]
+            if {"dkd", "dist", "ofa"} & set(active):
+                if rival.target == "mean":
+                    target = datw.fused_logits(teachers, teachers[0].new_full((len(y), len(teachers)), 1 / len(teachers)))
+                else:
+                    target = taught[rival.target].logits[head]
+                if "dkd" in active:
+                    found["dkd"] = rivals.dkd_loss(
+                        logits, target, y, alpha=rival.dkd_alpha, beta=rival.dkd_beta, temperature=self.config.temperature
+                    )
+                if "dist" in active:
+                    found["dist"] = rivals.dist_loss(
+                        logits, target, beta=rival.dist_beta, gamma=rival.dist_gamma, temperature=rival.dist_temperature
+                    )
+                if "ofa" in active:
+                    ofa = {"epsilon": rival.ofa_epsilon, "temperature": rival.ofa_temperature}
+                    staged = [rivals.ofa_loss(stage[head], target, y, **ofa) for stage in stages.values()]
+                    found["ofa"] = rivals.ofa_loss(logits, target, y, **ofa) + torch.stack(staged).mean()
+            for name, value in found.items():
+                per_head.setdefault(name, []).append(value)
+        terms = {name: torch.stack(values).mean() for name, values in per_head.items()}
+        return terms, torch.stack(omegas).mean(0) if omegas else None
+
+    def _kd(self, logits: Tensor, head: str, labels: Tensor, taught: Mapping[str, TeacherOutput]) -> tuple[Tensor, Tensor | None]:
+        """The term kd of one head under the method's rule, and ω where the rule gives one per sample."""
+        rule, temperature = self.method.target, self.config.temperature
+        if rule in ORDER:
+            return kd.kd_loss(logits, taught[rule].logits[head], temperature), None
+        teachers = [taught[name].logits[head] for name in ORDER]
+        if rule == "mean":
+            equal = teachers[0].new_full((len(labels), len(teachers)), 1 / len(teachers))
+            return kd.kd_loss(logits, datw.fused_logits(teachers, equal), temperature), None
+        if rule == "datw":
+            options = self.config.weights.model_dump(exclude={"standardize"})
+            omega = datw.teacher_weights(logits, teachers, **options)
+            target = datw.fused_logits(teachers, omega, self.config.weights.standardize)
+            return kd.kd_loss(logits, target, temperature), omega
+        omega = rivals.entropy_weights(teachers) if rule == "entropy" else rivals.label_weights(teachers, labels)
+        return kd.weighted_kd_loss(logits, teachers, omega, temperature), omega
+
+    def _feature_terms(
+        self, features: Mapping[str, Tensor], taught: Mapping[str, TeacherOutput], omega: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The terms on features and relations, and the variance of the branch's target."""
+        active, kind = self.weights, self.config.branch.distance
+        # Pooled once for the branch and the alignments, which all read the same grid.
+        read = sdd.to_grid(features[self.tap], self.config.branch.grid) if len(self.phi) else features[self.tap]
+        phi = {name: self.phi[name](taught[name].features) for name in self.phi if name in taught}
+        terms: dict[str, Tensor] = {}
+        residual_var = None
+        if "sdd" in active:
+            raw = self._sdd_target(phi)
+            residual_var = sdd.variance(raw)
+            terms["sdd"] = sdd.feature_distance(self.branch(read), sdd.unit_variance(raw), kind)
+        if "align" in active:
+            terms["align"] = sdd.feature_distance(self.align(read), sdd.unit_variance(phi["cnn"]), kind)
+        for name in ORDER:
+            if f"fitnet-{name}" in active:
+                target = sdd.unit_variance(phi[name])
+                terms[f"fitnet-{name}"] = sdd.feature_distance(self.matching[name](read), target, kind)
+        if "feature" in active and omega is not None:
+            targets = [sdd.unit_variance(phi[name]) for name in ORDER]
+            terms["feature"] = rivals.weighted_feature_loss([self.matching[name](read) for name in ORDER], targets, omega)
+        if "rkd" in active:
+            relation = self.config.relation
+            sources = ORDER if relation.source == "both" else (relation.source,)
+            pooled = rkd.gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
+            losses = []
+            for name in sources:
+                reference = rkd.gather_batch(taught[name].features.float().mean((2, 3, 4)))
+                losses.append(rkd.relational_loss(pooled, reference, distance=relation.distance, angle=relation.angle))
+            terms["rkd"] = torch.stack(losses).mean()
+        return terms, residual_var
+
+    def _sdd_target(self, phi: Mapping[str, Tensor]) -> Tensor:
+        """What the branch predicts, before scaling; all but `residual` are controls."""
+        kind = self.config.branch.target
+        if kind == "both":
+            return torch.cat([phi[name] for name in ORDER], 1)
+        if kind in ORDER:
+            return phi[kind]
+        difference = phi["vit"] - phi["cnn"]
+        return difference.roll(1, 0) if kind == "shuffled" else difference

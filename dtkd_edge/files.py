@@ -1,0 +1,122 @@
+"""Writes that a kill or a full disk cannot leave half done, and hashes. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dtkd_edge.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, put in its place when the block ends well, and removed when it does not."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        aside = Path(name)
+        try:
+            yield aside
+            umask = os.umask(0)
+            os.umask(umask)
+            aside.chmod(0o666 & ~umask)  # mkstemp makes 0600
+            _sync(aside)
+            aside.replace(path)
+            _sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside `path`; it replaces `path` whole when the block ends well."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        old = aside.with_name(aside.name + ".old")
+        try:
+            yield aside
+            umask = os.umask(0)
+            os.umask(umask)
+            aside.chmod(0o777 & ~umask)  # mkdtemp makes 0700
+            for file in aside.rglob("*"):
+                _sync(file)
+            if not path.exists():
+                aside.replace(path)
+            elif not _exchange(aside, path):
+                path.replace(old)  # a kill between these two lines leaves the previous folder under the name `old`
+                aside.replace(path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, where the C library and the file system can (Linux: renameat2)."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <fcntl.h> and <stdio.h>
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk: a power cut must not undo what we reported."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_SUCH_PLACE = (errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a folder without write permission or an impossible path into an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InputError(f"{path}: the disk is full", "free some space, then run the same command again") from error
+        if error.errno in _REFUSED:
+            raise InputError(f"{path}: not writable", "choose another output folder with --out") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"{path}: a file stands where a folder is needed", "choose another output folder") from error
+        if error.errno in _NO_SUCH_PLACE:
+            reason = os.strerror(error.errno or 0).lower()
+            raise InputError(f"{path}: cannot be written: {reason}", "choose another output path") from error
+        raise
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""What every network here declares, so that training, distillation and export need to know nothing else about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["student", "cnn-teacher", "vit-teacher"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The input that a model was made for, and where its features can be tapped.
+
+    frames, stride, size: the default clip, T frames that are `stride` apart, size × size pixels
+    mean, std:            of RGB in [0, 1]
+    taps:                 feature name → channels, shallow to deep; every tap is `[B, C, T', H', W']`
+    """
+
+    name: str
+    roles: tuple[Role, ...]
+    frames: int
+    size: int
+    stride: int = 1
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    taps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def last_tap(self) -> str:
+        return list(self.taps)[-1]
+
+
+class VideoModel(nn.Module):
+    """Normalised float clips `[B, 3, T, H, W]` → `{head: logits [B, K]}`.
+
+    Subclasses set `info` and `heads` (head → classes) and implement the two halves below.
+    """
+
+    info: ModelInfo
+    heads: dict[str, int]
+
+    def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
+        """Taps by name, each `[B, C, T', H', W']`, shallow to deep."""
+        raise NotImplementedError
+
+    def forward_head(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Logits `[B, K]` of every head from the taps."""
+        raise NotImplementedError
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters that start from nothing when the class count changes."""
+        raise NotImplementedError
+
+    def forward(self, clips: Tensor) -> dict[str, Tensor]:
+        return self.forward_head(self.forward_features(clips))
+
+
+class Heads(nn.Module):
+    """One linear classifier per head on pooled features `[B, C]`."""
+
+    def __init__(self, channels: int, heads: dict[str, int], dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.ModuleDict({name: nn.Linear(channels, classes) for name, classes in heads.items()})
+
+    def forward(self, pooled: Tensor) -> dict[str, Tensor]:
+        pooled = self.dropout(pooled)
+        return {name: linear(pooled) for name, linear in self.linear.items()}
+
+
+def fit_clip(frames: Tensor, info: ModelInfo) -> Tensor:
+    """Decoded clips for one network: uint8 RGB `[B, T, H, W, 3]` → normalised float `[B, 3, info.frames, size, size]`.
+
+    Frames are picked evenly (the middle of equal segments) and scaled with an antialiased bilinear filter, so that several
+    networks of different frames × size see the same clip, the same crop and the same flip.
+    """
+    total = frames.shape[1]
+    if total != info.frames:
+        picks = ((torch.arange(info.frames, device=frames.device) + 0.5) * total / info.frames).long()
+        frames = frames[:, picks.clamp(max=total - 1)]
+    batch, length, height, width, _ = frames.shape
+    clips = frames.permute(0, 4, 1, 2, 3).float().div(255)
+    if (height, width) != (info.size, info.size):
+        flat = clips.transpose(1, 2).reshape(batch * length, 3, height, width)
+        flat = nn.functional.interpolate(flat, (info.size, info.size), mode="bilinear", antialias=True)
+        clips = flat.reshape(batch, length, 3, info.size, info.size).transpose(1, 2)
+    mean = clips.new_tensor(info.mean).view(1, 3, 1, 1, 1)
+    std = clips.new_tensor(info.std).view(1, 3, 1, 1, 1)
+    return (clips - mean) / std

@@ -1,0 +1,77 @@
+"""The one table of models: a name, or a family such as `tsm_<timm CNN>`, to its constructor."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dtkd_edge.errors import DtkdEdgeError, RecipeError
+from dtkd_edge.models.base import Role, VideoModel
+
+# Modules that register models. Adding a model is one file and one line here.
+MODULES = ("tiny", "tsm", "vit")
+
+Build = Callable[..., VideoModel]
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str  # exact, or 'prefix_*' for a family
+    roles: tuple[Role, ...]
+    about: str
+    build: Build
+
+
+_entries: dict[str, Entry] = {}
+
+
+def register(name: str, roles: tuple[Role, ...], about: str) -> Callable[[Build], Build]:
+    """Decorate `build(name, heads, frames, size, **options) -> VideoModel`."""
+
+    def add(build: Build) -> Build:
+        _entries[name] = Entry(name, roles, about, build)
+        return build
+
+    return add
+
+
+def entries() -> list[Entry]:
+    for module in MODULES:
+        importlib.import_module(f"dtkd_edge.models.{module}")
+    return list(_entries.values())
+
+
+def list_models() -> list[str]:
+    """Names that create_model takes; a family is shown as 'tsm_*'."""
+    return [entry.name for entry in entries()]
+
+
+def create_model(
+    name: str,
+    num_classes: int | dict[str, int],
+    *,
+    frames: int | None = None,
+    size: int | None = None,
+    **options: object,
+) -> VideoModel:
+    """Build a model. `num_classes`: one number (head `action`), or a number per head. `frames`, `size`: instead of its own."""
+    heads = {"action": num_classes} if isinstance(num_classes, int) else dict(num_classes)
+    known = {entry.name: entry for entry in entries()}
+    entry = known.get(name)
+    if entry is None:
+        families = [e for e in known.values() if e.name.endswith("*") and name.startswith(e.name[:-1])]
+        entry = max(families, key=lambda e: len(e.name), default=None)
+    if entry is None:
+        near = difflib.get_close_matches(name, known, 1)
+        raise RecipeError(f"{name}: no model of that name", f"did you mean {near[0]}?" if near else "see: dtkd-edge models")
+    try:
+        return entry.build(name, heads, frames=frames, size=size, **options)
+    except DtkdEdgeError:
+        raise
+    except Exception as error:  # whatever a builder makes of sizes and options that do not go together
+        given = {"frames": frames, "size": size, **options}
+        said = ", ".join(f"{key} {value!r}" for key, value in given.items() if value is not None)
+        reason = str(error) or type(error).__name__
+        raise RecipeError(f"{name}: cannot be built with {said}: {reason}", "check the model's options in the recipe") from error

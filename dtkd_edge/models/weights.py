@@ -1,0 +1,112 @@
+"""Weights from elsewhere into a model: published names are mapped, a head of another size is replaced, a poor match refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtkd_edge.errors import CheckpointError
+from dtkd_edge.models.base import VideoModel
+
+MIN_MATCH = 0.9  # share of the backbone's values that a file must bring
+WRAPPERS = ("module.", "model.", "student.", "backbone.")
+CONTAINERS = ("state_dict", "model_state", "model", "ema_state_dict")
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint gave: names loaded, missing from it, unexpected in it, and those left out for their shape."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    head_replaced: bool = False
+
+    def line(self) -> str:
+        head = ", head replaced" if self.head_replaced else ""
+        return (
+            f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected{head}"
+        )
+
+
+def load_weights(model: VideoModel, source: str) -> LoadReport | None:
+    """Load `weights:` of a recipe. 'none' leaves the model as it is; else a .safetensors, .pth or .pt file, or a saved model.
+
+    Raises CheckpointError for a file that is missing, not readable, holds code, or fits less than 90 % of the backbone.
+    """
+    if source == "none":
+        return None
+    path = Path(source)
+    if path.suffix == ".json" or path.with_suffix(".json").is_file():
+        path = path.with_suffix(".safetensors")
+    tensors = _read(path)
+    own = model.state_dict()
+    published: Callable[[str], str] = getattr(model, "published_name", lambda key: key)
+    report = LoadReport(str(path))
+    head = {id(parameter) for parameter in model.head_parameters()}
+    head_names = {name for name, parameter in model.named_parameters() if id(parameter) in head}
+    taken: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for name, value in own.items():
+        found = next((key for key in (name, published(name)) if key in tensors), None)
+        if found is None or tensors[found].shape != value.shape:
+            if not name.endswith("num_batches_tracked"):
+                report.missing.append(name)
+            if found is not None:
+                used.add(found)
+                report.head_replaced |= name in head_names
+            continue
+        taken[name] = tensors[found].to(value.dtype)
+        used.add(found)
+        report.loaded.append(name)
+    report.unexpected = sorted(set(tensors) - used)
+    report.head_replaced |= any(name in head_names for name in report.missing)
+    backbone = {n: v.numel() for n, v in own.items() if n not in head_names and not n.endswith("num_batches_tracked")}
+    share = sum(size for name, size in backbone.items() if name in taken) / max(sum(backbone.values()), 1)
+    if share < MIN_MATCH:
+        lost = next(name for name in backbone if name not in taken)
+        raise CheckpointError(
+            f"{path}: fits only {share:.0%} of {model.info.name} (for example, {lost} is missing or of another shape)",
+            "give weights of that very model, or weights: none",
+        )
+    model.load_state_dict({**own, **taken})
+    return report
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A flat state dict. Pickled code is never run: .pth is read with weights_only=True and nothing else."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file", "check the path, or set weights: none")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            raw: Any = load_file(path)
+        else:
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not readable as weights: {reason}", "give a .safetensors file or a plain state dict"
+        ) from error
+    for container in CONTAINERS:
+        if isinstance(raw, dict) and isinstance(raw.get(container), dict):
+            raw = raw[container]
+    tensors = {k: v for k, v in raw.items() if isinstance(v, Tensor)} if isinstance(raw, dict) else {}
+    if not tensors:
+        raise CheckpointError(f"{path}: no tensors in it", "give a state dict")
+    changed = True
+    while changed:
+        changed = False
+        for prefix in WRAPPERS:
+            if all(key.startswith(prefix) for key in tensors):
+                tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+                changed = True
+    return tensors

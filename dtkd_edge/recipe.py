@@ -1,0 +1,291 @@
+"""Typed recipes: what one training does, read from YAML and changed by `--set a.b=value`. No torch.
+
+A recipe is a file, or the name of one that ships in `dtkd_edge/recipes`. Every key is checked: an unknown key, a wrong type
+or a value out of range is a RecipeError that names the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dtkd_edge.errors import RecipeError
+from dtkd_edge.preprocess import Preprocess, Sampling
+
+# Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+_Side = Annotated[int, Field(ge=1, le=64)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the clips come from and how one clip is cut out of a video."""
+
+    kind: str = Field("motion", description="motion | order (generated), folder, csv")
+    root: Path | None = Field(None, description="folder of the data set; generated sets: where to write them")
+    train: str | None = Field(None, description="training list, relative to root (csv)")
+    val: str | None = Field(None, description="validation list, relative to root (csv)")
+    val_share: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no validation list")
+    clips: int = Field(2000, ge=16, description="generated sets: training clips")
+    val_clips: int = Field(400, ge=16, description="generated sets: validation clips")
+    frame_size: int = Field(48, ge=24, le=256, multiple_of=2, description="generated sets: pixels of the written videos' side")
+    seed: int = Field(0, ge=0, description="of generated clips and of splits")
+    student_clips: int | None = Field(
+        None, ge=2, description="labelled clips the student may see (class-balanced, seeded); teachers see all of them"
+    )
+    sampling: Literal["uniform", "dense"] = "uniform"
+    stride: int = Field(1, ge=1, le=64)
+    fps: float | None = Field(None, gt=0)
+    eval_crop: float = Field(1.0, gt=0.3, le=1.0, description="crop / short side at evaluation")
+    workers: int | None = Field(None, ge=0, le=256, description="loader processes; none: chosen from the cores")
+    cache_mb: int = Field(2048, ge=0, description="keep decoded clips in memory while they fit; 0: decode every time")
+    max_broken: float = Field(0.05, ge=0, le=1, description="share of undecodable clips that stops the run")
+
+    @field_validator("root")
+    @classmethod
+    def _from_anywhere(cls, root: Path | None) -> Path | None:
+        """A run's recipe is read again by eval and export, perhaps from another folder."""
+        return None if root is None else root.expanduser().absolute()
+
+
+class AugmentConfig(_Section):
+    """Training augmentation; the same crop, flip and colour for every frame of a clip and for every network."""
+
+    scale: tuple[float, float] = Field((0.7, 1.0), description="area of the random crop")
+    ratio: float = Field(1.0, ge=1.0, le=2.0, description="largest aspect ratio of the random crop")
+    flip: bool = Field(False, description="mirror half of the clips: only where left and right mean the same")
+    color: float = Field(0.0, ge=0, le=1, description="strength of brightness, contrast and saturation jitter")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        low, high = self.scale
+        if not 0.05 <= low <= high <= 1.0:
+            raise ValueError("scale: expected 0.05 <= low <= high <= 1")
+        return self
+
+
+class OptimConfig(_Section):
+    """One training: schedule and optimiser."""
+
+    epochs: int = Field(20, ge=1, le=10_000)
+    batch_size: int = Field(32, ge=2, le=65_536, description="at least 2: one clip alone has no batch statistics")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(2e-3, gt=0, le=100)
+    weight_decay: float = Field(0.02, ge=0, le=1)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    freeze_bn: bool = Field(False, description="keep the batch norms' loaded statistics")
+    head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
+    checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
+    eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last epoch is always evaluated")
+
+
+class ModelConfig(_Section):
+    model: str
+    weights: str = Field("none", description="none, a .safetensors or .pth file, or a run's saved model")
+    frames: int | None = Field(None, ge=1, le=512)
+    size: int | None = Field(None, ge=8, le=1024)
+    options: dict[str, Any] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _own_keys_only(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key in ("name", "model", "num_classes", "heads", "frames", "size"):
+            if key in options:
+                raise ValueError(f"{key} is no option of a model" + (": it stands beside options" * (key in ("frames", "size"))))
+        return options
+
+
+class TeacherConfig(ModelConfig):
+    train: OptimConfig | None = Field(None, description="how to train it in this run; none: `weights` is finished")
+
+
+class TeachersConfig(_Section):
+    cnn: TeacherConfig | None = None
+    vit: TeacherConfig | None = None
+
+
+class DatwConfig(_Section):
+    """Discrepancy-aware teacher weighting: what ω is made of."""
+
+    confidence: Literal["entropy", "max", "exp-entropy", "none"] = "entropy"
+    discrepancy: Literal["cosine", "kl", "js", "l1", "none"] = "cosine"
+    combine: Literal["product", "sum"] = "product"
+    discrepancy_weight: float = Field(1.0, ge=0, description="λ of combine: sum")
+    normalize: Literal["share", "softmax"] = "share"
+    temperature: float = Field(0.5, gt=0, description="τ of normalize: softmax")
+    standardize: bool = Field(False, description="standardise each teacher's logits per sample before they are mixed")
+
+
+class SddConfig(_Section):
+    """Structure-discrepancy distillation: the branch and its target."""
+
+    target: Literal["residual", "vit", "cnn", "both", "shuffled"] = "residual"
+    distance: Literal["mse", "smooth-l1"] = "mse"
+    tap: str | None = Field(None, description="student feature the branch reads; none: the model's last tap")
+    grid: tuple[_Side, _Side, _Side] = Field((4, 5, 5), description="space-time grid T, H, W that features are pooled to")
+    channels: int = Field(48, ge=1, le=4096, description="channels of the fixed projection φ")
+    hidden: int = Field(64, ge=1, le=4096)
+    non_local: bool = True
+    squeeze_excite: bool = True
+
+
+class RkdConfig(_Section):
+    source: Literal["vit", "cnn", "both"] = "vit"
+    distance: float = Field(1.0, ge=0)
+    angle: float = Field(2.0, ge=0)
+
+
+class RivalConfig(_Section):
+    """What single rivals need beside the common weights; the defaults are those of their reference codes."""
+
+    target: Literal["mean", "vit", "cnn"] = Field("mean", description="logits that dkd, dist and ofa learn from")
+    dkd_alpha: float = Field(1.0, ge=0, description="α: weight of the target-class part")
+    dkd_beta: float = Field(8.0, ge=0, description="β: weight of the part among the other classes")
+    dist_beta: float = Field(1.0, ge=0, description="β: weight of the relation within a sample")
+    dist_gamma: float = Field(1.0, ge=0, description="γ: weight of the relation within a class")
+    dist_temperature: float = Field(1.0, gt=0, le=100)
+    ofa_epsilon: float = Field(1.0, gt=0, le=10, description="ε: above 1 the target class weighs more")
+    ofa_temperature: float = Field(1.0, gt=0, le=100)
+
+
+class DistillConfig(_Section):
+    """L = ce·CE + kd·T²KL + sdd·L_SDD + align·L_ALIGN + rkd·L_RKD; a weight of 0 switches a term off."""
+
+    method: str = Field("dtkd", description="dtkd, or a rival: ce, kd-vit, kd-cnn, kd-mean, ebkd, ca-mkd, …")
+    temperature: float = Field(4.0, gt=0, le=100)
+    ce: float = Field(0.3, ge=0)
+    kd: float = Field(0.7, ge=0)
+    sdd: float = Field(0.5, ge=0)
+    align: float = Field(0.5, ge=0)
+    rkd: float = Field(0.1, ge=0)
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
+    weights: DatwConfig = Field(default_factory=DatwConfig)
+    branch: SddConfig = Field(default_factory=SddConfig)
+    relation: RkdConfig = Field(default_factory=RkdConfig)
+    rivals: RivalConfig = Field(default_factory=RivalConfig)
+    reference_weights: bool = Field(
+        False, description="a rival's ce, kd and temperature as in its reference code, instead of the ones here"
+    )
+
+
+class Recipe(_Section):
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder below runs/")
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    phases: Literal["all", "teachers"] = Field("all", description="teachers: train those that the method reads, no student")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
+    data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    student: ModelConfig
+    teachers: TeachersConfig = Field(default_factory=TeachersConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    train: OptimConfig = Field(default_factory=OptimConfig)
+
+    def preprocess(self, frames: int, size: int) -> Preprocess:
+        """What evaluation and deployment do for a model of that many frames and that size."""
+        sampling = Sampling(kind=self.data.sampling, frames=frames, stride=self.data.stride, fps=self.data.fps)
+        return Preprocess(resize_short=max(round(size / self.data.eval_crop), size), crop=size, sampling=sampling)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("dtkd_edge.recipes")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file by path; `overrides` are 'a.b=value' with a YAML value."""
+    text, where = _read(source)
+    try:
+        raw = yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}", "mend the file") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{where}: expected keys and values at the top level", "see: dtkd-edge train --help")
+    for override in overrides:
+        set_value(raw, override)
+    return parse(raw, where)
+
+
+def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "recipe"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_keys_beside(first["loc"])) or "none"
+            raise RecipeError(f"{where}: unknown key {key}", f"known keys there: {known}") from error
+        given = first["input"] if isinstance(first["input"], (str, int, float, bool, list)) else "…"
+        message = first["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{where}: {key}: {message} (given: {given!r})", "correct that value, or --set it") from error
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file", f"shipped recipes: {', '.join(shipped())}")
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: not readable: {error}", "check the file") from error
+    if str(source) not in shipped():
+        raise RecipeError(f"{source}: no recipe of that name", f"shipped recipes: {', '.join(shipped())}")
+    return resources.files("dtkd_edge.recipes").joinpath(f"{source}.yaml").read_text(encoding="utf-8"), f"recipe {source}"
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Write 'a.b=value' into nested dictionaries; the value is YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: expected a.b=value", "for example: --set train.epochs=10")
+    *parents, last = key.strip().split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {override}: {parent} is a value, not a section", "check the key")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise RecipeError(f"--set {override}: the value is not YAML", "quote it") from error
+
+
+def differences(found: Any, wanted: Any, key: str = "") -> list[str]:
+    """'a.b = x, not y' for every value in which two recipes (as plain dictionaries) differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = dict.fromkeys([*found, *wanted])
+        return [d for k in keys for d in differences(found.get(k), wanted.get(k), f"{key}.{k}" if key else k)]
+    return [] if found == wanted else [f"{key} = {found}, not {wanted}"]
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section of an unknown key does have."""
+    section: type[BaseModel] | None = Recipe
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part)) if section else None
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return sorted(section.model_fields) if section else []

@@ -1,0 +1,52 @@
+"""Full training state on disk, one file per phase, so that a run killed at any instant goes on from its last whole epoch."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtkd_edge.errors import CheckpointError
+from dtkd_edge.files import atomic_path
+
+
+@dataclass
+class TrainState:
+    """Everything that the next epoch depends on. `epoch` counts finished epochs; `rng` and `device_rng` are torch's generators
+    of the CPU and of the CUDA device (dropout draws from the latter)."""
+
+    epoch: int
+    step: int
+    task: dict[str, Any]
+    optimizer: dict[str, Any]
+    rng: torch.Tensor
+    broken: list[str]
+    version: int = 1
+    device_rng: torch.Tensor | None = None
+
+
+def save_state(path: Path, state: TrainState) -> None:
+    whole = io.BytesIO()  # torch's own file writer does not say that a disk is full
+    torch.save(asdict(state), whole)
+    with atomic_path(path) as aside:
+        aside.write_bytes(whole.getbuffer())
+
+
+def load_state(path: Path) -> TrainState | None:
+    """The saved state, or None where there is none yet."""
+    if not path.is_file():
+        return None
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+        state = TrainState(**raw)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this version: {reason}", "remove it to train that phase again"
+        ) from error
+    if state.version != 1:
+        raise CheckpointError(f"{path}: checkpoint version {state.version}, this dtkd-edge reads 1", "train the run again")
+    return state

@@ -1,0 +1,159 @@
+"""`dtkd-edge train` and `dtkd-edge eval`: the run folder, its phases (teachers, then student), its table of results."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import dtkd_edge
+from dtkd_edge import recipe as recipes
+from dtkd_edge.artifact import now
+from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.errors import CheckpointError, MissingDevice, RecipeError, UsageError
+from dtkd_edge.files import disk_errors, write_json, write_text
+from dtkd_edge.models.base import VideoModel
+from dtkd_edge.recipe import Recipe
+from dtkd_edge.runs import RUNS
+from dtkd_edge.train.log import RunLog
+from dtkd_edge.train.phases import RunContext, RunData, check_models, train_student, train_teacher
+
+
+def train(recipe: str, *, overrides: list[str], out: Path | None = None, resume: bool = False) -> Path:
+    """Train what the recipe says into a run folder and return it. With `resume`, continue (or start) that run."""
+    config = recipes.load(recipe, overrides)
+    folder = out or RUNS / config.name
+    if (folder / "recipe.yaml").is_file():
+        if not resume and out is None:
+            folder = _next_free(folder)
+        elif not resume:
+            raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
+        else:
+            config = _same_run(folder, config, overrides)
+            if (folder / "metrics.json").is_file():
+                say(f"{folder}: this run is finished; nothing to do")
+                return folder
+    # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
+    check_models(config, folder)
+    device = pick_device(config.device)
+    data = RunData.open(config)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = folder / "recipe.yaml"
+        before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+        write_text(saved, config.to_yaml())
+    try:
+        with disk_errors(folder):
+            run_phases(config, folder, data, device, resume=resume)
+    except (CheckpointError, RecipeError):
+        if before is not None:  # what this call changed does not fit the run: leave it as it was, to be continued
+            write_text(saved, before)
+        raise
+    except KeyboardInterrupt:
+        again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+        say(f"interrupted; whole epochs are kept. Continue with: {again}")
+        raise
+    return folder
+
+
+def run_phases(config: Recipe, folder: Path, data: RunData, device: torch.device, *, resume: bool) -> None:
+    """Teachers that the method reads, the student, the results."""
+    began = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    log = RunLog(folder)
+    try:
+        context = RunContext(config, folder, data, device, log, resume)
+        log.note(context.describe(), started=now())
+        teachers: dict[str, VideoModel] = {}
+        scores: dict[str, dict[str, float]] = {}
+        for name in context.teachers_needed:
+            teachers[name], scores[name] = train_teacher(context, name)
+        if config.phases == "all":
+            scores["student"] = train_student(context, teachers)
+        metrics = {
+            **({"student": scores["student"]} if "student" in scores else {}),
+            "teachers": {name: scores[name] for name in teachers},
+            "method": config.distill.method,
+            "views": "1x1",
+            "clips": {"train": len(context.train), "student": len(context.student_clips), "val": len(context.val)},
+            "seconds": round(time.perf_counter() - began, 1),
+            "tools": {"dtkd-edge": dtkd_edge.__version__, "torch": torch.__version__},
+        }
+        write_json(folder / "metrics.json", metrics)
+    finally:
+        log.close()
+    print_results(metrics)
+    say(f"run: {folder}")
+
+
+def print_results(metrics: dict[str, Any]) -> None:
+    rows = {f"teacher {name}": row for name, row in metrics["teachers"].items()}
+    if "student" in metrics:
+        rows["student"] = metrics["student"]
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "n"))
+    scored = min((int(row["n"]) for row in rows.values()), default=0)  # without those that do not decode
+    table = Table(title=f"validation accuracy, {scored} clips, views={metrics['views']}")
+    table.add_column("model")
+    for column in columns:
+        table.add_column(column.removeprefix("action_"), justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *[f"{row[column]:.3f}" if column in row else "" for column in columns])
+    print_table(table)
+
+
+def evaluate(target: Path | None, *, overrides: list[str], views: str = "1x1", json: str | None = None) -> dict[str, Any]:
+    """Accuracy of a run's student or of an artefact on the run's validation clips (or on `--set data.…`)."""
+    from dtkd_edge.train.testing import evaluate_target
+
+    result = evaluate_target(target, overrides, parse_views(views))
+    if json:
+        write_result(result, json)
+    if json != "-":
+        table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
+        table.add_column("head")
+        table.add_column("top-1", justify="right")
+        table.add_column("top-5", justify="right")
+        for head, row in result["heads"].items():
+            table.add_row(head, f"{row['top1']:.4f}", f"{row['top5']:.4f}" if "top5" in row else "")
+        print_table(table)
+    return result
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """'10x3' → (10, 3): temporal × spatial views."""
+    temporal, x, spatial = text.lower().partition("x")
+    if not (x and temporal.isdecimal() and spatial.isdecimal() and 1 <= int(temporal) <= 64 and 1 <= int(spatial) <= 8):
+        raise UsageError(f"--views {text}: expected TxS, such as 1x1 or 10x3", "temporal up to 64, spatial up to 8")
+    return int(temporal), int(spatial)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
+    return torch.device(name)
+
+
+def _next_free(folder: Path) -> Path:
+    number = 2
+    while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    say(f"{folder} holds a run already; this one goes to {candidate}")
+    return candidate
+
+
+def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
+    """The run's own recipe, with this call's overrides; refuses to continue a run of another recipe."""
+    saved = recipes.load(folder / "recipe.yaml", overrides)
+    if saved.name != config.name:
+        raise RecipeError(f"{folder}: a run of recipe {saved.name}, not of {config.name}", "give another --out")
+    if other := recipes.differences(saved.model_dump(), config.model_dump()):
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        say(f"{folder}: goes on with its own recipe, which has {', '.join(other[:3])}{more}; change it with --set")
+    return saved

@@ -1,0 +1,213 @@
+"""`dtkd-edge compare`: the same student under several methods, the same teachers, splits and seeds for all; resumable.
+
+OUT/seed-S/teachers/     one run that trains both teachers and nothing else
+OUT/seed-S/METHOD/       one run per method, which reads those teachers
+OUT/compare.json         every run's score, means and paired differences
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from dtkd_edge import recipe as recipes
+from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.distill.methods import find_method, needed_teachers
+from dtkd_edge.errors import DtkdEdgeError, RecipeError, UsageError
+from dtkd_edge.files import write_json
+from dtkd_edge.runs import RUNS
+
+METHODS = "ce,kd-vit,kd-cnn,kd-mean,dtkd"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training in a process of its own."""
+
+    seed: int
+    method: str  # or 'teachers'
+    folder: Path
+    overrides: tuple[str, ...]
+
+    def command(self, recipe: str) -> list[str]:
+        sets = [part for override in self.overrides for part in ("--set", override)]
+        return [sys.executable, "-m", "dtkd_edge", "train", recipe, *sets, "--out", str(self.folder), "--resume"]
+
+
+def compare(
+    recipe: str,
+    *,
+    methods: str = METHODS,
+    seeds: int = 3,
+    overrides: list[str] | None = None,
+    out: Path | None = None,
+    jobs: int = 1,
+    json_file: str | None = None,
+) -> dict[str, Any]:
+    """Train every method with every seed and print mean ± standard error and paired differences to the last method.
+
+    jobs: trainings side by side, each with its share of the CPU cores. What has finished before is not trained again.
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"--methods {methods}: expected different methods, comma separated", f"for example: {METHODS}")
+    for name in names:
+        find_method(name)
+    base = list(overrides or [])
+    config = recipes.load(recipe, base)
+    needed = {name: needed_teachers(config.distill.model_copy(update={"method": name})) for name in names}
+    trained = sorted(set().union(*needed.values()))
+    folder = out or RUNS / f"compare-{config.name}"
+    for teacher in trained:
+        if getattr(config.teachers, teacher) is None:
+            raise RecipeError(
+                f"{recipe}: has no teachers.{teacher}", "add it to the recipe, or leave out the methods that read it"
+            )
+
+    # Both teachers where the recipe has both, so that methods can be added to a finished comparison.
+    reads_all = "kd-vit" if config.teachers.cnn is None else "kd-cnn" if config.teachers.vit is None else "dtkd"
+
+    def teachers_job(seed: int) -> Job:
+        overrides = (*base, f"seed={seed}", f"distill.method={reads_all}")
+        return Job(seed, "teachers", folder / f"seed-{seed}" / "teachers", (*overrides, "phases=teachers"))
+
+    def method_job(seed: int, method: str) -> Job:
+        source = folder / f"seed-{seed}" / "teachers" / "teachers"
+        given = [
+            f"teachers.{name}.{key}"
+            for name in needed[method]
+            for key in (f"weights={(source / name).resolve()}.safetensors", "train=null")
+        ]
+        return Job(
+            seed,
+            method,
+            folder / f"seed-{seed}" / method,
+            (*base, f"seed={seed}", f"distill.method={method}", *given),
+        )
+
+    for seed in range(seeds):
+        for job in (teachers_job(seed), *(method_job(seed, name) for name in names)):
+            _refuse_another_run(job, recipe)
+    _run_all(recipe, [teachers_job(s) for s in range(seeds)] if trained else [], method_job, names, seeds, jobs)
+    result = summarise(folder, names, seeds, trained)
+    result |= {"recipe": recipe, "overrides": base, "command": " ".join(["dtkd-edge", *sys.argv[1:]])}
+    write_json(folder / "compare.json", result)
+    if json_file:
+        write_result(result, json_file)
+    if json_file != "-":
+        print_table(table(result))
+        say(f"all runs: {folder}")
+    return result
+
+
+def _run_all(recipe: str, teachers: list[Job], method_job: Any, names: list[str], seeds: int, jobs: int) -> None:
+    """Teachers first; a seed's methods as soon as its teachers are there."""
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting: dict[Future[None], Job] = {}
+
+        def submit(job: Job) -> None:
+            waiting[pool.submit(_run, job, recipe, threads)] = job
+
+        for job in teachers:
+            submit(job)
+        if not teachers:
+            for seed in range(seeds):
+                for name in names:
+                    submit(method_job(seed, name))
+        try:
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = waiting.pop(future)
+                    future.result()
+                    if job.method == "teachers":
+                        for name in names:
+                            submit(method_job(job.seed, name))
+        except BaseException as error:
+            if waiting and isinstance(error, DtkdEdgeError):
+                say(f"failed: {error.message}; waiting for the trainings that still run")
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _refuse_another_run(job: Job, recipe: str) -> None:
+    """UsageError where the job's folder holds a run of other values, which would be taken for this one."""
+    if not (job.folder / "recipe.yaml").is_file():
+        return
+    found = recipes.load(job.folder / "recipe.yaml").model_dump()
+    wanted = recipes.load(recipe, job.overrides).model_dump()
+    if other := recipes.differences(found, wanted):
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise UsageError(
+            f"{job.folder}: holds a run with {', '.join(other[:3])}{more}", "give another --out, or remove that folder"
+        )
+
+
+def _run(job: Job, recipe: str, threads: int) -> None:
+    if (job.folder / "metrics.json").is_file():
+        return
+    say(f"seed {job.seed}: {job.method}")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(job.command(recipe), env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        error = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1] if lines else "?")
+        failure = DtkdEdgeError(f"seed {job.seed}, {job.method}: {error}", "mend it and run the same command again: it continues")
+        failure.exit_code = done.returncode if done.returncode > 0 else 1
+        raise failure
+
+
+def summarise(folder: Path, names: list[str], seeds: int, teachers: list[str]) -> dict[str, Any]:
+    """Scores per seed, mean, standard deviation, standard error, and the paired difference to the last method."""
+
+    def score(run: Path, *keys: str) -> float:
+        value = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        for key in keys:
+            value = value[key]
+        return float(np.mean([v for k, v in value.items() if k.endswith("_top1")]))
+
+    rows: dict[str, Any] = {}
+    for teacher in teachers:
+        scores = [score(folder / f"seed-{s}" / "teachers", "teachers", teacher) for s in range(seeds)]
+        rows[f"teacher {teacher}"] = {"top1": scores, **spread(scores)}
+    last = [score(folder / f"seed-{s}" / names[-1], "student") for s in range(seeds)]
+    for name in names:
+        scores = [score(folder / f"seed-{s}" / name, "student") for s in range(seeds)]
+        rows[name] = {"top1": scores, **spread(scores)}
+        if name != names[-1]:
+            rows[name]["paired"] = spread([a - b for a, b in zip(last, scores, strict=True)])
+    return {"seeds": seeds, "reference": names[-1], "rows": rows}
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """mean, std (sample) and se (std / √n); none of one value has a spread."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "se": None if std is None else std / math.sqrt(len(values))}
+
+
+def table(result: dict[str, Any]) -> Table:
+    out = Table(title=f"{result['recipe']}: validation top-1, {result['seeds']} seeds, mean ± standard error")
+    out.add_column("method")
+    out.add_column("top-1", justify="right")
+    out.add_column("std", justify="right")
+    out.add_column(f"{result['reference']} minus it (paired)", justify="right")
+    for name, row in result["rows"].items():
+        paired = row.get("paired")
+        difference = f"{100 * paired['mean']:+.1f}{_percent(paired['se'], ' ± ')}" if paired else ""
+        out.add_row(name, f"{100 * row['mean']:.1f}{_percent(row['se'], ' ± ')}", _percent(row["std"]), difference)
+    return out
+
+
+def _percent(share: float | None, before: str = "") -> str:
+    return "" if share is None else f"{before}{100 * share:.1f}"

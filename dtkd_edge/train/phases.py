@@ -1,0 +1,219 @@
+"""The phases of a run: what is built from the recipe, and in which order it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+import dtkd_edge
+from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
+from dtkd_edge.data.dataset import ClipDataset, FrameCache
+from dtkd_edge.data.loader import make_loader
+from dtkd_edge.distill.methods import needed_teachers, require_tap, require_teachers
+from dtkd_edge.distill.task import DistillationTask
+from dtkd_edge.errors import CheckpointError, DataError, RecipeError
+from dtkd_edge.models.base import VideoModel
+from dtkd_edge.models.registry import create_model
+from dtkd_edge.models.saved import ModelCard, load_model, save_model
+from dtkd_edge.models.weights import load_weights
+from dtkd_edge.preprocess import Sampling
+from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimConfig, Recipe, TeacherConfig
+from dtkd_edge.train.evaluate import Scores, evaluate
+from dtkd_edge.train.log import RunLog
+from dtkd_edge.train.loop import Phase, fit
+
+PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
+
+
+def check_models(recipe: Recipe, folder: Path) -> None:
+    """Refuse what cannot be built or loaded before anything is written or trained, not after the teachers' hour."""
+    built: dict[str, int] = {}
+    teachers = {name: c for name in ("cnn", "vit") if (c := getattr(recipe.teachers, name)) is not None}
+    require_teachers(recipe.distill, teachers)
+    for name in sorted(needed_teachers(recipe.distill)):
+        if not (folder / "teachers" / f"{name}.json").is_file():  # else the run has it, and needs its weights no more
+            built[name] = _try_to_build(teachers[name]).info.frames
+    student = _try_to_build(recipe.student)
+    built["student"] = student.info.frames
+    if recipe.data.sampling == "dense" and len(set(built.values())) > 1:
+        # Dense clips of different lengths span different times: the student would train at another rate than it is deployed at.
+        lengths = ", ".join(f"{name} {frames}" for name, frames in built.items())
+        raise RecipeError(
+            f"data.sampling dense needs networks of equally many frames (here: {lengths})", "set their frames alike"
+        )
+    require_tap(recipe.distill, student.info.name, student.info.taps)
+
+
+def _try_to_build(config: ModelConfig) -> VideoModel:
+    model = create_model(config.model, 2, frames=config.frames, size=config.size, **config.options)
+    load_weights(model, config.weights)
+    return model
+
+
+@dataclass
+class RunData:
+    """The clips of a run; opening them writes nothing into its folder."""
+
+    train: Catalogue
+    val: Catalogue
+    student: Catalogue
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> RunData:
+        train, val = open_split(recipe.data, "train"), open_split(recipe.data, "val")
+        return cls(train, val, student_subset(train, recipe.data.student_clips, recipe.seed))
+
+
+class RunContext:
+    """What every phase works with: the recipe, the folder, the data, the device, the log."""
+
+    def __init__(self, recipe: Recipe, folder: Path, data: RunData, device: torch.device, log: RunLog, resume: bool) -> None:
+        self.recipe, self.folder, self.device, self.log, self.resume = recipe, folder, device, log, resume
+        self.teachers_needed = [n for n in ("cnn", "vit") if n in needed_teachers(recipe.distill)]
+        self.train, self.val, self.student_clips = data.train, data.val, data.student
+        self.labels = {head: list(names) for head, names in self.train.classes.items()}
+        self.cache = FrameCache(recipe.data.cache_mb)
+        self._val_sets: dict[tuple[int, int], ClipDataset] = {}
+        self._val_broken: set[str] = set()
+
+    def describe(self) -> str:
+        classes = ", ".join(
+            f"{len(names)} classes" if h == "action" else f"{len(names)} {h}s" for h, names in self.labels.items()
+        )
+        return (
+            f"{self.recipe.name}: {len(self.train)} training clips ({len(self.student_clips)} of them for the student), "
+            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device}"
+        )
+
+    def build(self, config: ModelConfig, phase: str) -> VideoModel:
+        """A model with this data set's heads, seeded, with the recipe's weights, channels last."""
+        torch.manual_seed(self.recipe.seed * 10 + PHASE_SEEDS[phase])
+        heads = {head: len(names) for head, names in self.labels.items()}
+        model = create_model(config.model, heads, frames=config.frames, size=config.size, **config.options)
+        report = load_weights(model, config.weights)
+        if report is not None:
+            self.log.note(f"{phase}: {report.line()}", phase=phase)
+            if isinstance(config, TeacherConfig) and config.train is None and report.head_replaced:
+                raise CheckpointError(
+                    f"teachers.{phase}.weights: {config.weights} has another head than these {heads} classes",
+                    f"give teachers.{phase}.train so that its new head is trained",
+                )
+        return channels_last(model).to(self.device)
+
+    def dataset(self, clips: Catalogue, frames: int, size: int, augment: AugmentConfig | None) -> ClipDataset:
+        data = self.recipe.data
+        sampling = Sampling(kind=data.sampling, frames=frames, stride=data.stride, fps=data.fps)
+        short = self.recipe.preprocess(frames, size).resize_short
+        return ClipDataset(
+            clips,
+            sampling=sampling,
+            size=size,
+            resize_short=short,
+            augment=augment,
+            seed=self.recipe.seed,
+            cache_mb=data.cache_mb,
+            cache=self.cache,
+        )
+
+    def score(self, model: VideoModel, batch_size: int) -> Scores:
+        """On the validation clips, in the deploy preprocessing of that model. Clips that do not decode are named in the log once;
+        DataError where they are more than data.max_broken allows, or all."""
+        shape = (model.info.frames, model.info.size)
+        if shape not in self._val_sets:
+            self._val_sets[shape] = self.dataset(self.val, *shape, None)
+        data = self._val_sets[shape]
+        loader = make_loader(data, batch_size, train=False, workers=self.recipe.data.workers, seed=0)
+        scores = evaluate(model, loader, self.device)
+        for message in sorted(set(scores.broken) - self._val_broken):
+            self.log.note(f"skipped: {message}", broken=message)
+        self._val_broken |= set(scores.broken)
+        if len(scores.broken) > self.recipe.data.max_broken * len(data) or len(scores.broken) == len(data):
+            raise DataError(
+                f"{len(scores.broken)} of {len(data)} validation clips do not decode, more than data.max_broken "
+                f"= {self.recipe.data.max_broken:g} allows",
+                "look at them with: dtkd-edge data check   (or raise data.max_broken)",
+            )
+        return scores
+
+    def fit(self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, shape: tuple[int, int]) -> None:
+        """shape: frames × size that the clips are read at; every network then takes its own from them."""
+        torch.manual_seed(self.recipe.seed * 10 + PHASE_SEEDS[name])
+        data = self.dataset(clips, *shape, self.recipe.augment)
+        loader = make_loader(data, config.batch_size, train=True, workers=self.recipe.data.workers, seed=self.recipe.seed)
+        phase = Phase(
+            name,
+            config,
+            task,
+            data,
+            loader,
+            lambda: self.score(task.student, config.batch_size),
+            self.device,
+            self.recipe.data.max_broken,
+            self.folder / "checkpoints" / f"{name}.pt",
+        )
+        fit(phase, self.log, resume=self.resume)
+
+    def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:
+        info = model.info
+        card = ModelCard(
+            version=dtkd_edge.__version__,
+            model=config.model,
+            frames=info.frames,
+            stride=self.recipe.data.stride,
+            size=info.size,
+            options=config.options,
+            labels=self.labels,
+            preprocess=self.recipe.preprocess(info.frames, info.size),
+            metrics=scores.table(),
+        )
+        save_model(stem, model, card)
+
+    @cached_property
+    def plain(self) -> DistillConfig:
+        """Cross-entropy alone: how a teacher is trained."""
+        return DistillConfig(method="ce")
+
+
+def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, dict[str, float]]:
+    """A teacher, frozen, and its scores: read from the run where it is finished, trained where the recipe says so, else from its
+    weights."""
+    config: TeacherConfig = getattr(run.recipe.teachers, name)
+    stem = run.folder / "teachers" / name
+    if run.resume and stem.with_suffix(".json").is_file():
+        model, card = load_model(stem)
+        return channels_last(model).to(run.device).requires_grad_(False), card.metrics
+    model = run.build(config, name)
+    if config.train is not None:
+        task = DistillationTask(model, {}, run.plain, config.train.label_smoothing).to(run.device)
+        run.fit(name, config.train, task, run.train, (model.info.frames, model.info.size))
+    elif config.weights == "none":
+        raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
+    scores = run.score(model, 32)
+    run.save(stem, model, config, scores)
+    return model.eval().requires_grad_(False), scores.table()
+
+
+def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str, float]:
+    """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
+    recipe = run.recipe
+    student = run.build(recipe.student, "student")
+    task = DistillationTask(student, teachers, recipe.distill, recipe.train.label_smoothing).to(run.device)
+    networks = [student, *teachers.values()]
+    shape = (max(m.info.frames for m in networks), max(m.info.size for m in networks))
+    run.fit("student", recipe.train, task, run.student_clips, shape)
+    scores = run.score(student, recipe.train.batch_size)
+    run.save(run.folder / "student", student, recipe.student, scores)
+    return scores.table()
+
+
+@torch.no_grad()
+def channels_last(model: VideoModel) -> VideoModel:
+    """Frames come with channels last; keeping them so saves copies and is the faster layout of convolutions on CPUs too."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+    return model

@@ -1,0 +1,191 @@
+"""Clips out of video files, by decord (installed from the package `decord2`). No torch.
+
+Open a file inside the process that reads it: decoders do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.errors import VideoError
+from dtkd_edge.preprocess import Preprocess, Sampling
+
+DECODE_TIMEOUT_S = 60.0
+T = TypeVar("T")
+
+
+class Video:
+    """One open video file. Not thread-safe; raises VideoError for whatever does not decode."""
+
+    def __init__(self, path: str | Path, *, timeout: float = DECODE_TIMEOUT_S) -> None:
+        self.path = Path(path)
+        self.timeout = timeout
+        self._reader = _open(self.path, timeout)
+        self._padded = False
+        self.frames = len(self._reader)
+        if self.frames < 1:
+            raise VideoError(f"{self.path}: no video frame", "re-encode the clip or take it out of the data set")
+        self.fps = float(self._reader.get_avg_fps())
+
+    def __len__(self) -> int:
+        return self.frames
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.frames / self.fps if self.fps > 0 else 0.0
+
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed)."""
+        unique, inverse = np.unique(indices, return_inverse=True)
+        if unique[0] < 0 or unique[-1] >= len(self):
+            raise VideoError(f"{self.path}: frame {unique[-1]} asked for, it has {len(self)}")
+        batch = _bounded(lambda: self._decode(unique), self.path, self.timeout)
+        in_order = len(unique) == len(indices) and bool((np.diff(inverse) > 0).all())
+        frames: NDArray[np.uint8] = batch if in_order else batch[inverse]
+        return frames
+
+    def _decode(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if not self._padded:
+            try:
+                frames: NDArray[np.uint8] = self._reader.get_batch(numbers).asnumpy()
+                return frames
+            except Exception as error:
+                if "DECORDArrayCopyFromTo" not in str(error):
+                    raise
+        # decord2 3.4 pads rows to 192 bytes, and takes the number of channels to be the row's bytes / width: where a width
+        # divides that (16, 24, 32, 48, 96), batches fail, and single frames come with the padding as "channels".
+        self._padded = True
+        padded = [self._reader[int(number)].asnumpy() for number in numbers]
+        height, width = padded[0].shape[:2]
+        return np.stack([p.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3) for p in padded])
+
+    def span(self, start: float | None, end: float | None) -> tuple[int, int]:
+        """First frame and number of frames of the part between two times in seconds; at least one frame."""
+        if start is None and end is None:
+            return 0, self.frames
+        first = min(round((start or 0.0) * self.fps), self.frames - 1)
+        last = self.frames if end is None else min(max(round(end * self.fps), first + 1), self.frames)
+        return first, last - first
+
+
+def read_clip(
+    path: str | Path,
+    sampling: Sampling,
+    *,
+    rng: np.random.Generator | None = None,
+    views: int = 1,
+    start: float | None = None,
+    end: float | None = None,
+    timeout: float = DECODE_TIMEOUT_S,
+) -> NDArray[np.uint8]:
+    """Decoded frames of one clip: uint8 RGB `[views·frames, H, W, 3]` at the file's own size.
+
+    start, end: seconds; the part of the file that the clip is taken from. rng: random sampling, as in training.
+    """
+    video = Video(path, timeout=timeout)
+    first, total = video.span(start, end)
+    indices = first + sampling.indices(total, video.fps, rng=rng, views=views)
+    return video.read(indices.reshape(-1))
+
+
+def read_input(
+    path: str | Path,
+    preprocess: Preprocess,
+    *,
+    temporal_views: int = 1,
+    spatial_views: int = 1,
+    start: float | None = None,
+    end: float | None = None,
+) -> NDArray[np.uint8]:
+    """A video file, or its part from `start` to `end` in seconds, as model input.
+
+    uint8 RGB `[temporal_views·spatial_views, T, crop, crop, 3]`.
+    """
+    frames = read_clip(path, preprocess.sampling, views=temporal_views, start=start, end=end)
+    clips = frames.reshape(temporal_views, -1, *frames.shape[1:])
+    return np.stack([preprocess.frames(c, v, spatial_views) for c in clips for v in range(spatial_views)])
+
+
+def _open(path: Path, timeout: float) -> Any:
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: not a file", "check the path")
+    try:
+        why_not = _no_container(path)
+    except OSError as error:
+        raise VideoError(f"{path}: not readable: {error.strerror or error}", "check its permissions") from error
+    if why_not:
+        raise VideoError(f"{path}: {why_not}", "copy or download it again, re-encode it, or leave it out")
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    return _bounded(lambda: decord.VideoReader(str(path), num_threads=1), path, timeout)
+
+
+def _no_container(path: Path) -> str:
+    """Why a file cannot be a video, as far as its outline shows; empty where it may be one.
+
+    The decoder would find out too, but writes to standard error about it, past every log level.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        return "the file is empty"
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+        if not any(byte < 9 for byte in head):  # every container has such bytes in its header
+            return "no video: the file is text"
+        if head[4:8] != b"ftyp":
+            return ""
+        # mp4 and mov: boxes of length and type. Without `moov`, the index, nothing can be decoded; it is often the last one.
+        at = 0
+        while at + 8 <= size:
+            stream.seek(at)
+            length, kind = struct.unpack(">I4s", stream.read(8))
+            if length == 1:
+                length = int.from_bytes(stream.read(8), "big")
+            if kind in (b"moov", b"moof"):
+                return ""
+            if length < 8:  # 0: the last box, to the end of the file
+                break
+            at += length
+    return "the file is cut off (its index is missing)"
+
+
+def _reason(error: BaseException) -> str:
+    """The decoder's complaint without its own source lines, numbers and repeated paths."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if "cannot find video stream" in text:
+        return "it has no video stream"
+    if "Error reading" in text:
+        return "it is no video, or is cut off"
+    parts = re.split(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Check failed: .*\(\S+ vs\. \S+\) ", text)
+    return next((part.strip() for part in reversed(parts) if part.strip()), type(error).__name__)
+
+
+def _bounded(work: Callable[[], T], path: Path, timeout: float) -> T:
+    """Run a decoder call that may raise anything, or never return, and turn either into a VideoError."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="decode")
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise VideoError(f"{path}: did not decode within {timeout:g} s", "re-encode the clip or leave it out")
+    if failure:
+        raise VideoError(f"{path}: does not decode: {_reason(failure[0])}", "re-encode the clip or leave it out")
+    return result[0]

@@ -1,0 +1,305 @@
+"""`dtkd-edge export`: strip, trace, convert, verify, and put the artefact in its place whole. No torch at module level."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtkd_edge import __version__
+from dtkd_edge.artifact import (
+    MANIFEST,
+    Artifact,
+    BuiltFrom,
+    InputPart,
+    Manifest,
+    ModelPart,
+    OutputPart,
+    StatePart,
+    VerifyPart,
+    new_artifact,
+    now,
+)
+from dtkd_edge.console import say
+from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.errors import ArtifactError, MissingDependency, NotHereError, UsageError, VerificationError
+from dtkd_edge.export import targets, verify
+from dtkd_edge.export.targets import Request
+from dtkd_edge.files import sha256
+from dtkd_edge.recipe import load
+from dtkd_edge.runs import find_run
+
+if TYPE_CHECKING:
+    from dtkd_edge.models.base import VideoModel
+    from dtkd_edge.models.saved import ModelCard
+
+
+def export(
+    run: Path | None = None,
+    *,
+    target: str = "onnx",
+    precision: str | None = None,
+    mode: str = "clip",
+    batch: int = 1,
+    dynamic_batch: bool = False,
+    out: Path | None = None,
+    clips: int = verify.CLIPS,
+    overrides: list[str] | None = None,
+    verify_only: bool = False,
+    workspace: int | None = None,
+    optimization_level: int | None = None,
+) -> Path:
+    """Export a run's student, or build the engine of an engine-ready folder; returns the artefact's folder.
+
+    run:       a run folder (None: the newest), or an artefact folder for `verify_only` and for building its engine
+    clips:     real validation clips to verify on; overrides: `data.…=value` where the data has moved since the training
+    workspace: MiB that TensorRT may use while it builds
+
+    Raises UsageError (a combination the table does not have), CheckpointError (no finished student), MissingDependency,
+    VerificationError (the artefact is kept and marked).
+    """
+    is_artifact = run is not None and (run / MANIFEST).is_file()
+    if verify_only:
+        if run is None or not is_artifact:
+            raise UsageError(
+                "--verify-only needs an artefact folder", "dtkd-edge export --verify-only RUN/export/TARGET-PRECISION"
+            )
+        return verify_artifact(run)
+    options: dict[str, Any] = {"workspace": workspace, "optimization_level": optimization_level}
+    if run is not None and is_artifact:
+        if out is not None:
+            raise UsageError(
+                f"--out {out}: an engine is built in the folder of its graph", "leave --out away, or copy the folder"
+            )
+        return _from_artifact(_named(run), target, precision, mode, options)
+    request = targets.request(target, precision, mode, batch=batch, dynamic_batch=dynamic_batch, **options)
+    targets.check_needs(request.target)
+    folder = find_run(run)
+    if out is not None:
+        out = _named(out)
+        _check_out(out)
+    place = out or folder / "export" / request.folder
+    artifact = _export_run(folder, place, request, clips, overrides or [])
+    if request.target.name == "tensorrt":
+        try:
+            build_engine(artifact, request)
+        except NotHereError as error:
+            raise MissingDependency(
+                f"{place}: the engine-ready ONNX is there, the engine is not: {error.message}",
+                f"copy that folder to the device and run there: dtkd-edge export {place.name} --target tensorrt",
+            ) from error
+    return place
+
+
+def verify_artifact(folder: Path) -> Path:
+    """Repeat the verification from the stored clips, on this machine, without torch. The artefact is not changed."""
+    artifact = Artifact.open(folder)
+    part = _verify_stored(artifact)
+    say(verify.verdict(artifact, part))
+    _refuse(artifact, part, "it computes something else on this machine: export it again, or use another device or --precision")
+    return folder
+
+
+def build_engine(artifact: Artifact, request: Request) -> Artifact:
+    """Build the engine of an engine-ready folder on this device; the folder is replaced whole by one that has it."""
+    from dtkd_edge.deploy.backends.tensorrt import Cuda, current_key, import_tensorrt
+    from dtkd_edge.export import tensorrt
+
+    trt = import_tensorrt()
+    tensorrt.check_version(trt)
+    key = current_key(trt, Cuda(0))
+    say(f"building a TensorRT {key.tensorrt} engine for {key.gpu}; this takes minutes, the second time less")
+    onnx_path = artifact.file(".onnx")
+    manifest = artifact.manifest.model_copy(
+        update={"engine_key": key, "created": now(), "tools": {**artifact.manifest.tools, "tensorrt": key.tensorrt}}
+    )
+    with new_artifact(artifact.folder, manifest) as aside:
+        shutil.copy2(onnx_path, aside / onnx_path.name)
+        shutil.copy2(artifact.folder / verify.GOLDEN, aside / verify.GOLDEN)
+        log = artifact.folder.with_name(artifact.folder.name + ".build.log")  # outside: kept when the build fails
+        engine = aside / "model.engine"
+        tensorrt.build_engine(trt, onnx_path, engine, request, timing_cache=tensorrt.cache_path(key), log=log)
+        shutil.copy2(log, aside / "build.log")
+        manifest.verify = _verify_stored(_unfinished(aside, manifest))
+    built = Artifact.open(artifact.folder)
+    log.unlink(missing_ok=True)
+    assert built.manifest.verify is not None
+    say(verify.verdict(built, built.manifest.verify))
+    _refuse(built, built.manifest.verify)
+    return built
+
+
+def _named(folder: Path) -> Path:
+    """'.' and '..' by their real name: a folder is replaced by one that is made beside it."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
+def _check_out(out: Path) -> None:
+    """An export replaces its folder whole: UsageError where that would delete something that is no artefact."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        Artifact.open(out, check_files=False)
+    except ArtifactError as error:
+        raise UsageError(
+            f"--out {out}: the folder holds something else than an artefact, and would be replaced", "name a new folder"
+        ) from error
+
+
+def _from_artifact(folder: Path, target: str, precision: str | None, mode: str, options: dict[str, Any]) -> Path:
+    artifact = Artifact.open(folder)
+    have = artifact.manifest
+    if target != "tensorrt" or have.target != "tensorrt":
+        raise UsageError(
+            f"{folder}: an exported artefact (target {have.target}); only engines are built from one",
+            "give the run folder instead, or: dtkd-edge export RUN --target tensorrt",
+        )
+    if precision not in (None, have.precision):
+        raise UsageError(
+            f"--precision {precision}: that folder's graph is {have.precision}", "export the run again for another one"
+        )
+    request = targets.request("tensorrt", have.precision, mode, batch=max(have.input.shape[0], 1), **options)
+    return build_engine(artifact, request).folder
+
+
+def _export_run(run: Path, place: Path, request: Request, clips: int, overrides: list[str]) -> Artifact:
+    from dtkd_edge.export import strip
+
+    model, card = strip.strip(run)
+    recipe = load(run / "recipe.yaml", overrides)
+    say(f"exporting {card.model} of {run} for {request.target.name} in {request.precision}")
+    golden = verify.make_golden(model, verify.real_clips(recipe.data, card.preprocess, clips))
+    if request.mode == "stream":
+        from dtkd_edge.export import stream
+
+        stream.check_causal(model)  # before the work
+    manifest = _manifest(run, model, card, request)
+    with tempfile.TemporaryDirectory(prefix="dtkd-edge-") as scratch, new_artifact(place, manifest) as aside:
+        _write(model, card, request, aside, Path(scratch), manifest)
+        golden.save(aside / verify.GOLDEN)
+        part, ms, manifest.effective_precision = _verify_here(_unfinished(aside, manifest), model, golden, request)
+        manifest.verify = part
+    artifact = Artifact.open(place)
+    say(verify.verdict(artifact, part, ms))
+    say(f"artefact: {place}")
+    _refuse(artifact, part)
+    return artifact
+
+
+def _write(model: VideoModel, card: ModelCard, request: Request, folder: Path, scratch: Path, manifest: Manifest) -> None:
+    """The target's own files into `folder`."""
+    from dtkd_edge.export import graph, precision, tensorrt_ops
+
+    traced = scratch / "model.onnx"
+    if request.mode == "stream":
+        from dtkd_edge.export import stream
+
+        proto = stream.to_stream_onnx(model, card, traced, batch=request.batch)
+    else:
+        proto = graph.to_onnx(model, card, traced, batch=request.batch, dynamic_batch=request.dynamic_batch)
+    name = request.target.name
+    if name == "openvino":
+        from dtkd_edge.export import openvino
+
+        openvino.write_ir(traced, folder, precision=request.precision, entries=graph.metadata(card))
+        manifest.tools["openvino"] = openvino.version()
+    else:
+        if request.precision == "fp16":
+            proto = precision.to_fp16(proto)
+            states = {state.name: state.shape for state in manifest.input.states}
+            graph.check_graph(proto, heads=card.heads, shape=manifest.input.shape, states=states)
+        if not request.dynamic_batch:
+            tensorrt_ops.check_ops(proto)
+        traced = folder / "model.onnx"
+        graph.save_onnx(proto, traced)
+    manifest.built_from.onnx_sha256 = sha256(traced)
+
+
+def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request) -> Manifest:
+    from dtkd_edge.export import graph
+
+    size, macs = card.size, graph.count_macs(model)
+    shape, states = [-1 if request.dynamic_batch else request.batch, card.frames, size, size, 3], []
+    if request.mode == "stream":
+        from dtkd_edge.export import stream
+
+        shape, macs = [request.batch, size, size, 3], macs // card.frames  # a TSM does the same work for every frame
+        empty = stream.StreamGraph(model, card).states(request.batch)
+        states = [StatePart(name=name, shape=dims, dtype="float32") for name, dims in stream.state_shapes(empty).items()]
+    return Manifest(
+        name=f"{run.resolve().name}-{request.folder}",
+        created=now(),
+        target=request.target.name,
+        precision=request.precision,
+        mode=request.mode,
+        effective_precision=request.precision,
+        model=ModelPart(
+            name=card.model, frames=card.frames, stride=card.stride, size=size,
+            parameters=sum(p.numel() for p in model.parameters()), macs=macs,
+        ),
+        input=InputPart(shape=shape, states=states),
+        preprocess=card.preprocess,
+        outputs=[OutputPart(name=head, head=head, classes=classes) for head, classes in card.heads.items()],
+        labels=card.labels,
+        built_from=BuiltFrom(run=run.resolve().name),
+        tools={
+            "dtkd-edge": __version__, "opset": str(targets.OPSET),
+            **{name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime")},
+        },
+    )  # fmt: skip
+
+
+def _unfinished(aside: Path, manifest: Manifest) -> Artifact:
+    """The folder that is being filled, as something that a backend opens."""
+    return Artifact(aside, manifest.model_copy(update={"files": {f.name: "" for f in aside.iterdir() if f.is_file()}}))
+
+
+def _verify_here(
+    artifact: Artifact, model: VideoModel, golden: verify.Golden, request: Request
+) -> tuple[VerifyPart, dict[str, float], str]:
+    """Compare and time on this machine → the result, latencies, the precision that it really ran in.
+
+    An engine-ready graph has no engine yet: ONNX Runtime stands in for it.
+    """
+    from dtkd_edge.export import graph
+
+    reference = "torch fp32"
+    if request.target.name == "tensorrt":
+        artifact = Artifact(artifact.folder, artifact.manifest.model_copy(update={"target": "onnx"}))
+        reference = "torch fp32; the typed graph was run by ONNX Runtime"
+    # One thread each: a ratio that a busy machine and the runtimes' spinning thread pools leave alone.
+    with open_backend(artifact, device="cpu", threads=1) as backend:
+        part = verify.compare(backend, golden, request.precision, reference=reference)
+        if request.target.name == "tensorrt":
+            return part, {}, request.precision  # the engine computes in the types of the graph
+        frames = golden.frames[[i % len(golden.frames) for i in range(request.batch)]]
+        with graph.one_thread():
+            here, torch_ms = verify.latency([verify.one_call(backend), verify.reference_run(model)], frames)
+        part.speedup = torch_ms / here
+        return part, {"here": here, "torch": torch_ms}, backend.effective_precision
+
+
+def _verify_stored(artifact: Artifact) -> VerifyPart:
+    """Against golden.npz, on the artefact's own device."""
+    golden = verify.Golden.load(artifact)
+    if not verify.same_type(artifact.manifest, golden):
+        raise ArtifactError(f"{artifact.folder}: the stored clips do not fit the graph", "export the run again")
+    if artifact.manifest.target == "tensorrt" and "model.engine" not in artifact.manifest.files:
+        artifact = Artifact(artifact.folder, artifact.manifest.model_copy(update={"target": "onnx"}))
+    with open_backend(artifact) as backend:
+        return verify.compare(backend, golden, artifact.manifest.precision, reference="torch fp32, stored clips")
+
+
+def _refuse(
+    artifact: Artifact, part: VerifyPart, hint: str = "the artefact is kept and marked; use a higher --precision"
+) -> None:
+    if part.passed:
+        return
+    what = (
+        f"max error {part.max_abs:.2g} where {part.tolerance:.2g} is allowed"
+        if part.max_abs > part.tolerance >= 0
+        else f"only {part.top1_agreement:.1%} of the top-1 labels stay"
+    )
+    raise VerificationError(f"{artifact.folder}: not verified: {what}", hint)

@@ -1,0 +1,179 @@
+"""The one table of export targets. Validation, `--help`, the support table in the docs and the tests all read it. No torch.
+
+To add a target: a row here, and a module `export/<name>.py` with a branch in command.py's `_write`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+
+from dtkd_edge.errors import MissingDependency, UsageError
+
+OPSET = (
+    18  # fixed: what the exporter speaks natively, ONNX Runtime >= 1.17 and TensorRT >= 10.3 read it, recorded in the manifest
+)
+IR_VERSION = 8  # the file format that belongs to opset 18; a newer one shuts out older runtimes for nothing
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row.
+
+    precisions: legal ones, the default first      needs: Python module → the extra that brings it
+    checked:    how a cell was proven where the project's own tests cannot run it on the real device
+    """
+
+    name: str
+    about: str
+    files: tuple[str, ...]
+    precisions: tuple[str, ...]
+    modes: tuple[str, ...]
+    devices: tuple[str, ...]
+    needs: dict[str, str]
+    dynamic_batch: bool
+    options: tuple[str, ...] = ()
+    checked: str = "run and verified by the tests"
+
+    @property
+    def default_precision(self) -> str:
+        return self.precisions[0]
+
+
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="onnx",
+            about="the portable artefact, for ONNX Runtime",
+            files=("model.onnx",),
+            precisions=("fp32", "fp16"),
+            modes=("clip", "stream"),
+            devices=("cpu", "cuda"),
+            needs={"onnxruntime": ""},
+            dynamic_batch=True,
+        ),
+        Target(
+            name="openvino",
+            about="Intel and other x86 CPUs, ARM CPUs, Intel GPUs and NPUs",
+            files=("model.xml", "model.bin"),
+            precisions=("fp32", "bf16", "fp16"),
+            modes=("clip", "stream"),
+            devices=("cpu", "gpu", "npu"),
+            needs={"openvino": "openvino"},
+            dynamic_batch=True,
+        ),
+        Target(
+            name="tensorrt",
+            about="NVIDIA GPUs and Jetson, TensorRT 10.3 to 11.x",
+            files=("model.onnx", "model.engine"),
+            precisions=("fp16", "fp32"),
+            modes=("clip", "stream"),
+            devices=("cuda", "jetson"),
+            needs={},  # without TensorRT the engine-ready ONNX is still written; the engine is built on the device
+            dynamic_batch=False,
+            options=("workspace", "optimization_level"),
+            checked="graph: ONNX Runtime and a list of TensorRT's operators; builder: the real bindings' names and signatures",
+        ),
+    )
+}
+
+
+# The command line's help, out of the table.
+TARGET_HELP = ", ".join(TARGETS)
+PRECISION_HELP = "; ".join(f"{t.name}: {', '.join(t.precisions)}" for t in TARGETS.values()) + "; the first is the default"
+MODE_HELP = "clip (whole clips) or stream (frame by frame, causal students only)"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A legal combination, ready to be built. The TensorRT options mean nothing to the other targets."""
+
+    target: Target
+    precision: str
+    mode: str = "clip"
+    batch: int = 1
+    dynamic_batch: bool = False
+    workspace: int = 1024  # MiB
+    optimization_level: int = 3
+
+    @property
+    def folder(self) -> str:
+        """The artefact's folder below RUN/export."""
+        batch = "-dynamic" if self.dynamic_batch else f"-b{self.batch}" if self.batch != 1 else ""
+        return f"{self.target.name}-{self.precision}{'-stream' if self.mode == 'stream' else ''}{batch}"
+
+
+def request(
+    target: str,
+    precision: str | None = None,
+    mode: str = "clip",
+    *,
+    batch: int = 1,
+    dynamic_batch: bool = False,
+    **options: object,
+) -> Request:
+    """Check a combination against the table. UsageError names the nearest legal one. `options` that are None are left out."""
+    if target not in TARGETS:
+        near = difflib.get_close_matches(target, TARGETS, 1, cutoff=0.3)
+        raise UsageError(f"--target {target}: no such target", f"nearest: --target {near[0] if near else 'onnx'}")
+    row = TARGETS[target]
+    precision = precision or row.default_precision
+    if precision not in row.precisions:
+        raise UsageError(
+            f"--precision {precision}: the {target} target does not have it",
+            f"nearest: --target {target} --precision {_nearest_precision(precision, row.precisions)}",
+        )
+    if mode not in row.modes:
+        other = [name for name, t in TARGETS.items() if mode in t.modes]
+        raise UsageError(
+            f"--mode {mode}: the {target} target does not have it",
+            f"nearest: --target {other[0]} --mode {mode}" if other else f"nearest: --target {target} --mode {row.modes[0]}",
+        )
+    if batch < 1:
+        raise UsageError(f"--batch {batch}: at least 1 clip per inference", "nearest: --batch 1")
+    if dynamic_batch and not row.dynamic_batch:
+        raise UsageError(f"--dynamic-batch: the {target} target is built for one batch size", f"nearest: --batch {batch}")
+    if dynamic_batch and mode == "stream":
+        raise UsageError("--dynamic-batch: a stream's states have one batch size", f"nearest: --mode stream --batch {batch}")
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    for name in given:
+        if name not in row.options:
+            owner = next((t.name for t in TARGETS.values() if name in t.options), "")
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag}: not an option of the {target} target", f"nearest: --target {owner or target}")
+    return Request(row, precision, mode, batch, dynamic_batch, **given)  # type: ignore[arg-type]
+
+
+def check_needs(row: Target) -> None:
+    """MissingDependency, with the install line, when a library of the target is not here."""
+    for module, extra in row.needs.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependency(f"--target {row.name} needs {module}, which is not installed", extra=extra or "train")
+
+
+def support_table() -> str:
+    """The table as Markdown, for the docs."""
+    lines = ["| target | for | files | precisions | modes | devices | how it was checked |", "|---|---|---|---|---|---|---|"]
+    for t in TARGETS.values():
+        cells = (
+            t.name,
+            t.about,
+            ", ".join(t.files),
+            ", ".join(t.precisions),
+            ", ".join(t.modes),
+            ", ".join(t.devices),
+            t.checked,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _nearest_precision(asked: str, legal: tuple[str, ...]) -> str:
+    """The legal precision closest in bits, and the wider one of two as close."""
+    order = ["int8", "bf16", "fp16", "fp32"]
+    if asked not in order:
+        near = difflib.get_close_matches(asked, legal, 1, cutoff=0.0)
+        return near[0]
+    return min(legal, key=lambda p: (abs(order.index(p) - order.index(asked)), -order.index(p)))

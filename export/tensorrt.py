@@ -1,0 +1,132 @@
+"""A TensorRT engine from an engine-ready artefact, on the device that will run it. TensorRT 10.3 to 11.x. No torch, no onnx.
+
+One path for all versions: a strongly typed network, whose precision is what the ONNX graph states. Flags and calibrators for
+precision, which 11 removed, are never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from dtkd_edge.artifact import EngineKey
+from dtkd_edge.errors import DtkdEdgeError, MissingDependency
+from dtkd_edge.export.targets import Request
+from dtkd_edge.files import atomic_path
+
+OLDEST = (10, 3)
+
+
+def build_engine(
+    trt: Any, onnx_path: Path, engine_path: Path, request: Request, *, timing_cache: Path | None = None, log: Path | None = None
+) -> None:
+    """Parse `onnx_path`, build, write the pure engine bytes. `trt`: the tensorrt module.
+
+    timing_cache: read when it is there, and written back, so that a second build is quick. log: where TensorRT's words are kept.
+    Raises MissingDependency (TensorRT too old), DtkdEdgeError that names the node or quotes TensorRT's last error.
+    """
+    check_version(trt)
+    logger = make_logger(trt)
+    try:
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(onnx_path)):
+            raise parse_error(onnx_path, [parser.get_error(i) for i in range(parser.num_errors)])
+        config = configure(trt, builder, request)
+        cache = _load_cache(config, timing_cache)
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            last = next(
+                (line for line in reversed(logger.lines) if line.startswith(("ERROR", "INTERNAL_ERROR"))), "no reason given"
+            )
+            raise DtkdEdgeError(
+                f"{onnx_path}: TensorRT {trt.__version__} builds no engine: {last.partition(': ')[2] or last}",
+                "less --workspace where memory is short; the whole log is beside the artefact",
+            )
+        with atomic_path(engine_path) as aside:
+            aside.write_bytes(serialized)
+        if cache is not None and timing_cache is not None:
+            with atomic_path(timing_cache) as aside:
+                aside.write_bytes(config.get_timing_cache().serialize())
+    finally:
+        if log is not None:
+            log.write_text("\n".join(logger.lines) + "\n", encoding="utf-8")
+
+
+def configure(trt: Any, builder: Any, request: Request) -> Any:
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace << 20)
+    config.builder_optimization_level = request.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request.precision == "fp32":  # on by default, and not what the word fp32 promises: 10 bits of mantissa
+        config.clear_flag(trt.BuilderFlag.TF32)
+    return config
+
+
+def check_version(trt: Any) -> None:
+    numbers = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
+    if numbers < OLDEST:
+        raise MissingDependency(
+            f"TensorRT {trt.__version__} is too old, 10.3 or newer is needed", "JetPack 6.1 or newer brings it"
+        )
+
+
+def make_logger(trt: Any) -> Any:
+    """A TensorRT logger that keeps the lines instead of printing them."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity != trt.ILogger.VERBOSE:
+                self.lines.append(f"{severity.name}: {msg}")
+
+    return Logger()
+
+
+def parse_error(onnx_path: Path, errors: list[Any]) -> DtkdEdgeError:
+    """The parser's first error as a sentence: the node, its operator, the reason, and what to do about that kind."""
+    if not errors:
+        return DtkdEdgeError(f"{onnx_path}: TensorRT's parser refuses it and gives no reason", "report this")
+    first = errors[0]
+    code = str(first.code()).rpartition(".")[2]
+    advice = {
+        "UNSUPPORTED_NODE": "replace that operation in the model, or take a newer TensorRT",
+        "UNSUPPORTED_NODE_ATTR": "change that operation's options in the model, or take a newer TensorRT",
+        "UNSUPPORTED_NODE_INPUT": "change what goes into that operation, or take a newer TensorRT",
+        "UNSUPPORTED_NODE_DATATYPE": "export with --precision fp32",
+        "UNSUPPORTED_GRAPH": "export again with this version",
+        "MODEL_DESERIALIZE_FAILED": "the file is damaged: copy the whole folder again",
+    }.get(code, "export again with this version; see the log beside the artefact")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    node, operator, reason = first.node_name(), first.node_operator(), " ".join(str(first.desc()).split())
+    where = f"node {node} ({operator})" if node or operator else f"node {first.node()}"
+    return DtkdEdgeError(f"{onnx_path}: {where}: {reason}{more}", advice)
+
+
+def cache_path(key: EngineKey) -> Path:
+    """Timing caches are tied to a GPU and a TensorRT, as engines are."""
+    root = Path(os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge")
+    name = (
+        "-".join(["timing", key.gpu, key.compute_capability, key.tensorrt, platform.machine()])
+        .replace(" ", "_")
+        .replace("/", "_")
+    )
+    return root / "tensorrt" / f"{name}.cache"
+
+
+def _load_cache(config: Any, path: Path | None) -> Any:
+    """Attach the stored timing cache, or an empty one when there is none or it is of another machine."""
+    if path is None:
+        return None
+    stored = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache

@@ -1,0 +1,89 @@
+"""Comparing two files of records: what counts as a change, and the exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dtkd_edge.benchmarks.compare import compare, compare_files
+from dtkd_edge.benchmarks.record import Accuracy, Device, Latency, Record, write_records
+from dtkd_edge.benchmarks.statistics import wilson
+from dtkd_edge.errors import InputError, VerificationError
+
+
+def row(ms: float, *, right: int = 300, n: int = 400, seed: int = 0, scenario: str = "single-stream") -> Record:
+    """A record as bench writes it, with a median of about `ms` and blocks that scatter by 2 %."""
+    rng = np.random.default_rng(seed)
+    times = ms * rng.lognormal(0, 0.02, 240)
+    latency = Latency(
+        n=240, mean=float(times.mean()), p50=float(np.median(times)), p90=float(np.percentile(times, 90)),
+        p99=float(np.percentile(times, 99)), max=float(times.max()), min=float(times.min()),
+        blocks=[float(np.median(b)) for b in times.reshape(12, 20)],
+    )  # fmt: skip
+    top1 = Accuracy(top1=right / n, top5=1.0, n=n, top1_interval=wilson(right, n), top5_interval=wilson(n, n), data="d")
+    return Record(
+        created="now", artifact="quick/onnx-fp32", target="onnx", precision="fp32", backend="onnxruntime",
+        device=Device(kind="cpu", name="CPU"), scenario=scenario, timed_region="inference", latency_ms=latency, accuracy=top1,
+    )  # fmt: skip
+
+
+def verdicts(old: Record, new: Record) -> dict[str, str]:
+    return {c.what: c.verdict for c in compare([old], [new])}
+
+
+def test_verdicts() -> None:
+    assert verdicts(row(10), row(10, seed=1)) == {"p50 ms": "same", "top-1 %": "same"}
+    assert verdicts(row(10), row(12, seed=1)) == {"p50 ms": "REGRESSION", "top-1 %": "same"}
+    assert verdicts(row(10), row(10.3, seed=1))["p50 ms"] in ("worse", "same")  # within the limit
+    assert verdicts(row(10), row(8, seed=1))["p50 ms"] == "better"
+    assert verdicts(row(10), row(10, right=250))["top-1 %"] == "REGRESSION"
+    assert verdicts(row(10), row(10, right=294))["top-1 %"] == "same"  # 1.5 points of 400 clips are noise
+    assert verdicts(row(10), row(10, right=350))["top-1 %"] == "better"
+
+
+def test_two_artefacts_of_one_name_are_not_mixed_up() -> None:
+    other = row(20).model_copy(update={"artifact": "slow/onnx-fp32"})
+    with pytest.raises(InputError, match="quick/onnx-fp32 and slow/onnx-fp32 cannot be told apart"):
+        compare([row(10), other], [row(10)])
+
+
+def test_too_few_blocks_say_nothing() -> None:
+    def short(ms: float) -> Record:
+        record = row(ms)
+        assert record.latency_ms is not None
+        return record.model_copy(update={"latency_ms": record.latency_ms.model_copy(update={"blocks": [ms]})})
+
+    assert verdicts(short(10), short(20))["p50 ms"] == "too short"
+
+
+def test_amounts() -> None:
+    latency, accuracy = compare([row(10)], [row(12)])
+    assert latency.change == pytest.approx(0.2, abs=0.03)
+    assert latency.low is not None and latency.high is not None and latency.low < 0.2 < latency.high
+    assert accuracy.change == 0
+
+
+def test_rows_that_are_gone_or_new() -> None:
+    old, new = row(10), row(10, scenario="offline")
+    assert [(c.what, c.verdict) for c in compare([old], [new])] == [("row", "gone"), ("row", "new")]
+    off = old.model_copy(update={"status": "unsupported", "reason": "x", "latency_ms": None, "backend": None, "timed_region": ""})
+    assert [c.verdict for c in compare([old], [off])] == ["unsupported"]
+
+
+def test_files_and_exit_codes(tmp_path: Path) -> None:
+    old, same, slow, other = (tmp_path / f"{n}.jsonl" for n in ("old", "same", "slow", "other"))
+    for path, record in ((old, row(10)), (same, row(10, seed=1)), (slow, row(12)), (other, row(10, scenario="offline"))):
+        write_records(path, [record])
+    assert len(compare_files(old, same)) == 2
+    with pytest.raises(VerificationError, match="1 regression: onnx-fp32 single-stream p50 ms"):
+        compare_files(old, slow)
+    assert compare_files(old, slow, latency_limit=0.5)[0].verdict == "worse"
+    with pytest.raises(InputError, match="no row in common"):
+        compare_files(old, other)
+    command = [sys.executable, "-m", "dtkd_edge", "bench", "--compare", str(old), str(slow)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "REGRESSION" in done.stdout and "error: 1 regression" in done.stderr

@@ -1,0 +1,208 @@
+"""`bench --host` against a real sshd on loopback, with a far home folder and a prepared device root."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_telemetry import fake_jetson
+
+from dtkd_edge.benchmarks import remote
+from dtkd_edge.benchmarks.command import bench
+from dtkd_edge.benchmarks.record import Record
+from dtkd_edge.benchmarks.ssh import CONFIG_VARIABLE, Ssh, plain
+from dtkd_edge.errors import InputError, MissingDependency, MissingDevice, UsageError
+from dtkd_edge.files import sha256
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+QUICK = {"min_seconds": 0.1, "min_queries": 20}
+
+
+class FarMachine:
+    """An sshd of our own on a free port, that logs this user in with a home folder below `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "home"
+        (self.home / ".local/bin").mkdir(parents=True)
+        program = self.home / ".local/bin/dtkd-edge"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m dtkd_edge "$@"\n')
+        program.chmod(0o755)
+        for name in ("host_key", "user_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        root = fake_jetson(folder / "device")
+        settings = {
+            "Port": self.port, "ListenAddress": "127.0.0.1", "HostKey": folder / "host_key", "PidFile": "none", "UsePAM": "no",
+            "AuthorizedKeysFile": folder / "authorized_keys", "StrictModes": "no", "PasswordAuthentication": "no",
+            "PermitRootLogin": "prohibit-password",
+            "SetEnv": f"HOME={self.home} DTKD_EDGE_DEVICE_ROOT={root} PATH=/usr/bin:/bin",
+        }  # fmt: skip
+        (folder / "sshd_config").write_text("".join(f"{k} {v}\n" for k, v in settings.items()))
+        self.trust((folder / "host_key.pub").read_text())
+        (folder / "ssh_config").write_text(
+            f"Host far\n  HostName 127.0.0.1\n  Port {self.port}\n  User {getpass.getuser()}\n"
+            f"  IdentityFile {folder / 'user_key'}\n  IdentitiesOnly yes\n"
+            f"  UserKnownHostsFile {folder / 'known_hosts'}\n  GlobalKnownHostsFile /dev/null\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def trust(self, public_key: str) -> None:
+        kind, key = public_key.split()[:2]
+        (self.folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {kind} {key}\n")
+
+    def start(self) -> None:
+        log = (self.folder / "sshd.log").open("ab")
+        self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", self.folder / "sshd_config"], stdout=log, stderr=log)
+        log.close()
+        for _ in range(100):
+            if self.process.poll() is not None:
+                pytest.skip(f"sshd does not start here: {(self.folder / 'sshd.log').read_text()[-200:]}")
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """As a cable that is pulled: the listener and every session of it go at once."""
+        assert self.process is not None
+        family = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
+        for member in family:
+            member.kill()
+        self.process.wait()
+
+    @property
+    def jobs(self) -> list[Path]:
+        folder = self.home / remote.JOBS
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.fixture
+def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FarMachine]:
+    if not (Path(SSHD).is_file() and shutil.which("ssh")):
+        pytest.skip("OpenSSH's client and server are not installed")
+    if os.geteuid() == 0 and not Path("/run/sshd").is_dir():
+        Path("/run/sshd").mkdir()  # root's sshd wants this empty folder
+    machine = FarMachine(tmp_path)
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "ssh_config"))
+    machine.start()
+    yield machine
+    if machine.process is not None and machine.process.poll() is None:
+        machine.stop()
+
+
+@pytest.mark.slow
+def test_rows_come_back_from_a_jetson(
+    far: FarMachine, onnx_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = bench([onnx_artifact], device="jetson", host="far", threads=1, json=str(tmp_path / "rows.jsonl"), **QUICK)
+    assert [r.scenario for r in rows] == ["single-stream", "offline"]
+    for row in rows:
+        assert row.status == "ok" and row.device.kind == "jetson" and row.device.host == "far"
+        assert row.device.details["jetson"]["model"] == "NVIDIA Jetson Orin Nano Developer Kit"
+        assert row.power_w == pytest.approx(2.957) and row.energy_mj is not None
+        assert row.telemetry.power_mode == "15W" and row.telemetry.throttled == "no"
+        assert row.artifact == f"tiny-onnx/{onnx_artifact.name}" and "--host far" in row.command
+    said = capsys.readouterr()
+    assert "2 of 2 files copied" in said.err and "far: single-stream:" in said.err and "JetPack 6" in said.out
+    assert not far.jobs  # cleaned up
+    bench([onnx_artifact], device="jetson", host="far", scenarios=["single-stream"], **QUICK)
+    assert "0 of 2 files copied" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dropped_connection_is_taken_up_again(far: FarMachine, onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found: list[Record] = []
+
+    def work() -> None:
+        found.extend(bench([onnx_artifact], device="jetson", host="far", scenarios=["single-stream"], min_seconds=3.0, threads=1))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    deadline = time.perf_counter() + 60
+    while not any((job / "pid").exists() for job in far.jobs) and time.perf_counter() < deadline:
+        time.sleep(0.05)
+    pid = (far.jobs[0] / "pid").read_text()
+    far.stop()
+    time.sleep(1)
+    far.start()
+    thread.join(timeout=90)
+    assert len(found) == 1 and found[0].status == "ok"
+    assert "trying again" in capsys.readouterr().err
+    assert not far.jobs
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_copy_goes_on_where_it_stopped(far: FarMachine, tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(os.urandom(300_000))
+    digest = sha256(file)
+    store = far.home / remote.FILES
+    store.mkdir(parents=True)
+    (store / f"{digest}.part").write_bytes(file.read_bytes()[:200_000])
+    with Ssh("far") as ssh:
+        assert ssh.send(file, remote.FILES, digest)
+        assert (store / digest).read_bytes() == file.read_bytes()
+        assert not ssh.send(file, remote.FILES, digest)
+        (store / digest).unlink()
+        (store / f"{digest}.part").write_bytes(b"not the beginning of it")
+        with pytest.raises(MissingDevice, match="another sha256"):
+            ssh.send(file, remote.FILES, digest)
+        assert ssh.send(file, remote.FILES, digest)  # the bad part is gone
+
+
+def test_an_unknown_or_changed_host_key_is_refused(far: FarMachine, onnx_artifact: Path) -> None:
+    (far.folder / "known_hosts").write_text("")
+    with pytest.raises(MissingDevice, match="host key is not known"):
+        bench([onnx_artifact], host="far")
+    far.trust((far.folder / "user_key.pub").read_text())  # some other key
+    with pytest.raises(MissingDevice, match="host key is not known"):
+        bench([onnx_artifact], host="far")
+
+
+def test_refusals(far: FarMachine, onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (far.home / ".local/bin/dtkd-edge").unlink()
+    with pytest.raises(MissingDependency, match="not installed there"):
+        bench([onnx_artifact], host="far")
+    (far.folder / "authorized_keys").write_text("")
+    with pytest.raises(MissingDevice, match="refuses the login"):
+        bench([onnx_artifact], host="far")
+    far.stop()
+    monkeypatch.setattr(Ssh.__init__, "__kwdefaults__", {"tries": 2, "pause": 0.01})
+    with pytest.raises(MissingDevice, match="refused"):
+        bench([onnx_artifact], host="far")
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "a b", "a;b", "$(x)", "", "u@h/../x"])
+def test_a_host_is_never_an_option_or_a_command(host: str, onnx_artifact: Path) -> None:
+    with pytest.raises(UsageError, match="not a host"):
+        bench([onnx_artifact], host=host)
+
+
+def test_what_the_far_side_says_is_data(far: FarMachine, onnx_artifact: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    program = far.home / ".local/bin/dtkd-edge"
+    row = f"echo \"'$(touch {trap}.x)'; touch {trap}\" > rows.jsonl"
+    program.write_text(f'#!/bin/sh\ncase $1 in --version) echo "dtkd-edge 9";; bench) {row};; esac\n')
+    with pytest.raises(MissingDevice, match="not JSON lines"):
+        bench([onnx_artifact], host="far")
+    assert not trap.exists()
+    assert plain("\x1b[2Jred\x1b[31m\x07 and \x9b2J") == "red and 2J"
+
+
+def test_the_far_benchs_error_is_ours(far: FarMachine, onnx_artifact: Path) -> None:
+    with pytest.raises(InputError, match="far: --data nowhere: no such folder"):
+        bench([onnx_artifact], host="far", data=Path("nowhere"))
+    assert not far.jobs

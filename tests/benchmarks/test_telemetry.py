@@ -1,0 +1,255 @@
+"""Telemetry on recorded-format lines of five module families, on a prepared device root, and on sources that break."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtkd_edge.benchmarks.telemetry import Reading, Sampler, Source
+from dtkd_edge.benchmarks.telemetry.cpu import CpuSource, parse_cpuinfo
+from dtkd_edge.benchmarks.telemetry.jetson import (
+    jetpack,
+    jetson_model,
+    parse_l4t,
+    parse_power_mode,
+    parse_tegrastats,
+)
+from dtkd_edge.benchmarks.telemetry.nvidia import decode_slowdowns, open_nvidia
+
+NANO = (
+    "RAM 1409/3964MB (lfb 28x4MB) SWAP 0/1982MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [22%@518,67%@518,off,off] "
+    "EMC_FREQ 0%@1600 GR3D_FREQ 0%@76 APE 25 PLL@28.5C CPU@32C PMIC@50C GPU@30.5C AO@39.5C thermal@31.25C "
+    "POM_5V_IN 2003/2003 POM_5V_GPU 0/0 POM_5V_CPU 320/320"
+)
+XAVIER_NX = (
+    "RAM 2450/7773MB (lfb 951x4MB) SWAP 0/3886MB (cached 0MB) CPU [5%@1190,3%@1190,off,off,off,off] EMC_FREQ 0%@1600 "
+    "GR3D_FREQ 12%@114 VIC_FREQ 0%@115 APE 150 MTS fg 0% bg 1% AO@35.5C GPU@35.5C PMIC@50C AUX@35C CPU@36.5C thermal@35.9C "
+    "VDD_IN 2912/2950 VDD_CPU_GPU_CV 406/406 VDD_SOC 893/893"
+)
+AGX_XAVIER = (
+    "RAM 1545/31919MB (lfb 7400x4MB) SWAP 2/15959MB (cached 1MB) CPU [0%@1190,1%@1190,off,off] EMC_FREQ 0%@1331 "
+    "GR3D_FREQ 0%@114 VIC_FREQ 115 APE 150 AUX@36C CPU@36.5C thermal@35.7C Tboard@37C AO@35C GPU@35C Tdiode@38.75C PMIC@50C "
+    "GPU 467mW/467mW CPU 467mW/467mW SOC 1245mW/1245mW CV 0mW/0mW VDDRQ 311mW/311mW SYS5V 2768mW/2768mW"
+)
+ORIN_NANO = (
+    "09-21-2025 15:38:17 RAM 3645/7620MB (lfb 63x4MB) SWAP 236/3810MB (cached 0MB) "
+    "CPU [1%@729,1%@729,4%@729,1%@729,0%@729,0%@729] EMC_FREQ 0%@204 GR3D_FREQ 63%@[305] NVDEC off NVJPG off NVJPG1 off VIC off "
+    "OFA off APE 200 cpu@44.125C soc2@43.375C soc0@42.125C gpu@44.531C tj@44.531C soc1@43.156C "
+    "VDD_IN 2957mW/2957mW VDD_CPU_GPU_CV 486mW/486mW VDD_SOC 1012mW/1012mW"
+)
+ORIN_NANO_7 = (
+    "09-01-2026 09:25:18 RAM 5739/7546MB (lfb 1x2MB) SWAP 2047/2048MB (cached 209MB) CPU [72%@1728,75%@1728,88%@1728] "
+    "GR3D_FREQ 33% cpu@50C/50C soc2@47.937C/47.937C gpu@48.75C/48.75C tj@50C/50C VDD_IN 9761mW/9761mW/9761mW "
+    "VDD_CPU_GPU_CV 4238mW/4238mW/4238mW VDD_SOC 1825mW/1825mW/1825mW"
+)
+AGX_ORIN = (
+    "04-11-2025 10:36:27 RAM 4321/62801MB (lfb 1759x4MB) SWAP 19/31400MB (cached 0MB) CPU [0%@729,0%@2201] EMC_FREQ 0%@2133 "
+    "GR3D_FREQ 0%@[1300,1290] VIC_FREQ 729 APE 174 CV0@-256C CPU@44.562C Tboard@32C GPU@-256C tj@44.343C "
+    "VDD_GPU_SOC 2340mW/2340mW VDD_CPU_CV 390mW/390mW VIN_SYS_5V0 4025mW/4025mW NC 0mW/0mW VDDQ_VDD2_1V8AO 301mW/301mW NC 0mW/0mW"
+)
+THOR = (
+    "07-02-2026 10:00:00 RAM 18207/125771MB (lfb 3x4MB) SWAP 0/0MB (cached 0MB) CPU [3%@2601,1%@2601,off] gpu@62.906C/62.906C "
+    "cpu@61.5C/61.5C tj@63C/63C soc012@60.1C/60.1C VDD_GPU -392mW/12000mW/12000mW VDD_CPU_SOC_MSS 6510mW/6510mW/6510mW "
+    "VIN_SYS_5V0 6520mW/6520mW/6520mW VIN 23100mW/23100mW/23100mW"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "watts", "cpu_mhz", "gpu_mhz", "gpu_c"),
+    [
+        (NANO, 2.003, 518, 76, 30.5),
+        (XAVIER_NX, 2.912, 1190, 114, 35.5),
+        (AGX_XAVIER, 0.467 + 0.467 + 1.245 + 0.311 + 2.768, 1190, 114, 35),
+        (ORIN_NANO, 2.957, 729, 305, 44.531),
+        (ORIN_NANO_7, 9.761, 1728, None, 48.75),
+        (AGX_ORIN, 2.34 + 0.39 + 4.025, 1465, 1300, None),
+        (THOR, 23.1, 2601, None, 62.906),
+    ],
+    ids=["nano", "xavier-nx", "agx-xavier", "orin-nano", "orin-nano-jp7", "agx-orin", "thor"],
+)
+def test_tegrastats(line: str, watts: float, cpu_mhz: float, gpu_mhz: float | None, gpu_c: float | None) -> None:
+    got = parse_tegrastats(line)
+    assert got.power_w == pytest.approx(watts)
+    assert got.clocks_mhz["cpu"] == pytest.approx(cpu_mhz)
+    assert got.clocks_mhz.get("gpu") == gpu_mhz
+    assert got.temperatures_c.get("gpu") == gpu_c
+    assert "pmic" not in got.temperatures_c and "NC" not in got.watts
+    assert all(-50 < t < 120 for t in got.temperatures_c.values())
+    assert got.ram_mb is not None and got.ram_mb[0] < got.ram_mb[1]
+
+
+def test_tegrastats_details() -> None:
+    assert parse_tegrastats(ORIN_NANO).gpu_load == 63
+    assert parse_tegrastats(ORIN_NANO_7).gpu_load == 33
+    assert parse_tegrastats(THOR).gpu_load is None
+    assert parse_tegrastats(THOR).watts["VDD_GPU"] == -0.392
+    assert parse_tegrastats(NANO).watts == {"POM_5V_IN": 2.003, "POM_5V_GPU": 0.0, "POM_5V_CPU": 0.32}  # RAM is no rail
+
+
+@given(st.text(max_size=200))
+def test_strange_lines_never_raise(line: str) -> None:
+    parse_tegrastats(line)
+    parse_tegrastats(ORIN_NANO[: len(line)] + line)
+
+
+def test_l4t_and_power_mode() -> None:
+    assert parse_l4t("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64") == "36.4.3"
+    assert parse_l4t("something else") is None
+    assert [jetpack(v) for v in ("32.7.1", "35.4.1", "36.4.3", "38.2.0", "39.2.0", None, "99.1")] == [
+        "4",
+        "5",
+        "6",
+        "7",
+        "7",
+        None,
+        None,
+    ]
+    assert parse_power_mode("NV Power Mode: MAXN_SUPER\n2\n") == "MAXN_SUPER"
+    assert parse_power_mode("") is None
+
+
+def test_slowdown_bits() -> None:
+    assert decode_slowdowns(0x1 | 0x2 | 0x100) == set()  # idle and set clocks
+    assert decode_slowdowns(0x4 | 0x40) == {"software power cap", "hardware thermal slowdown"}
+
+
+def test_nvml_where_there_is_no_gpu_is_no_source() -> None:
+    source = open_nvidia()
+    if source is not None:  # a machine with a GPU
+        assert source.facts()["gpu"]
+        assert source.read().clocks_mhz
+        source.close()
+
+
+X86 = """processor\t: 0
+model name\t: Some CPU
+cpu MHz\t\t: 2000.0
+physical id\t: 0
+core id\t\t: 0
+flags\t\t: fpu avx2 avx512_bf16 hypervisor
+
+processor\t: 1
+model name\t: Some CPU
+cpu MHz\t\t: 3000.0
+physical id\t: 0
+core id\t\t: 0
+flags\t\t: fpu avx2 avx512_bf16 hypervisor
+"""
+ARM = "processor\t: 0\nBogoMIPS\t: 62.50\nFeatures\t: fp asimd asimdhp asimddp\n\nprocessor\t: 1\nFeatures\t: fp asimd\n"
+
+
+def test_cpuinfo() -> None:
+    x86 = parse_cpuinfo(X86)
+    assert x86 == {
+        "model": "Some CPU", "cpus": 2, "cores": 1, "mhz": [2000.0, 3000.0], "virtual": True,
+        "instruction_sets": ["avx2", "avx512_bf16"],
+    }  # fmt: skip
+    arm = parse_cpuinfo(ARM)
+    assert arm["instruction_sets"] == ["asimd", "asimdhp", "asimddp"] and arm["cpus"] == 2
+
+
+def test_this_machines_cpu() -> None:
+    source = CpuSource()
+    facts = source.facts()
+    assert facts["model"] and facts["logical_cpus"] >= 1 and facts["memory_gb"] > 0
+    source.read()
+
+
+def fake_jetson(root: Path, line: str = ORIN_NANO) -> Path:
+    """A device root as an Orin Nano's: device tree, release file, and a tegrastats that prints a recorded line."""
+    for path, text in {
+        "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\x00",
+        "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n",
+        "proc/cpuinfo": ARM,
+        "sys/class/hwmon/hwmon1/oc1_event_cnt": "0\n",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    tools = root / "usr/bin"
+    tools.mkdir(parents=True, exist_ok=True)
+    script = f"#!{sys.executable}\nimport time\nwhile True:\n    print({line!r}, flush=True)\n    time.sleep(0.05)\n"
+    (tools / "tegrastats").write_text(script)
+    (tools / "nvpmodel").write_text("#!/bin/sh\necho 'NV Power Mode: 15W'\necho 0\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    return root
+
+
+def test_a_jetsons_root(tmp_path: Path) -> None:
+    root = fake_jetson(tmp_path)
+    assert jetson_model(root) == "NVIDIA Jetson Orin Nano Developer Kit"
+    with Sampler(root, interval=0.05) as sampler:
+        sampler.label = "work"
+        deadline = time.perf_counter() + 10
+        while sampler.power("work", "jetson") is None and time.perf_counter() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+    assert sampler.facts["jetson"] == {
+        "model": "NVIDIA Jetson Orin Nano Developer Kit", "l4t": "36.4.3", "jetpack": "6", "power_mode": "15W",
+    }  # fmt: skip
+    assert sampler.power("work", "jetson") == pytest.approx(2.957)
+    seen = sampler.telemetry("work")
+    assert seen.clocks_mhz["gpu"] == 305 and seen.temperatures_c["tj"] == 44.531
+    assert seen.power_mode == "15W" and seen.throttled == "no" and not seen.notes
+    assert len(seen.timeline) >= 2
+
+
+def test_an_over_current_event_is_throttling(tmp_path: Path) -> None:
+    root = fake_jetson(tmp_path)
+    with Sampler(root, interval=60) as sampler:
+        sampler.label = "work"
+        sampler.sample()
+        (root / "sys/class/hwmon/hwmon1/oc1_event_cnt").write_text("3\n")
+        sampler.sample()
+    seen = sampler.telemetry("work")
+    assert seen.throttled == "yes" and seen.throttle_reasons == ["jetson: 3 throttle events"]
+
+
+def test_a_root_without_anything_is_unknown_and_no_jetson(tmp_path: Path) -> None:
+    assert jetson_model(tmp_path) is None
+    with Sampler(tmp_path, interval=60) as sampler:
+        sampler.label = "work"
+        sampler.sample()
+    assert sampler.telemetry("work").throttled == "unknown"
+    assert "jetson" not in sampler.facts
+
+
+class Broken:
+    name = "broken"
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def _maybe(self, now: str) -> None:
+        if now == self.when:
+            raise RuntimeError(f"driver lost while {now}")
+
+    def facts(self) -> dict[str, object]:
+        self._maybe("facts")
+        return {}
+
+    def read(self) -> Reading:
+        self._maybe("read")
+        return Reading()
+
+    def close(self) -> None:
+        self._maybe("close")
+
+
+@pytest.mark.parametrize("when", ["open", "facts", "read", "close"])
+def test_a_source_that_breaks_becomes_a_note(when: str) -> None:
+    def open_source(root: Path) -> Source:
+        if when == "open":
+            raise RuntimeError("driver lost while open")
+        return Broken(when)
+
+    with Sampler(interval=60, sources={"broken": open_source}) as sampler:
+        sampler.label = "work"
+        sampler.sample()
+        sampler.sample()
+    assert sampler.telemetry("work").notes == [f"broken: driver lost while {when}"]

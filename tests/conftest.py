@@ -1,0 +1,40 @@
+"""Fixtures for every room: the command in an empty folder, and the real data that lies beside some checkouts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def dtkd_edge(tmp_path: Path) -> Run:
+    """Run `dtkd-edge ARGS…` as a user does: a process of its own, in an empty folder; `env` adds variables."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(
+        *args: object, env: dict[str, str] | None = None, cwd: Path = empty, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dtkd_edge", *map(str, args)]
+        environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", **(env or {})}
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real clips and weights that are not part of the repository."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared folder with real clips beside this checkout")
+    return folder

@@ -1,0 +1,84 @@
+"""Augmentation: one draw per clip, and what it must not change."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_videos import pattern
+
+from dtkd_edge.data.augment import augment, color_jitter, random_crop, shrink, working_side
+from dtkd_edge.recipe import AugmentConfig
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(24, 90), st.integers(24, 90), st.integers(8, 60), st.integers(0, 9), st.floats(0.05, 1), st.floats(1, 2))
+def test_any_frame_size(height: int, width: int, size: int, seed: int, low: float, ratio: float) -> None:
+    config = AugmentConfig(scale=(low, 1.0), ratio=ratio, flip=True, color=0.5)
+    frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    out = augment(shrink(frames, working_side(size, config)), size, config, np.random.default_rng(seed))
+    assert (out.shape, out.dtype) == ((2, size, size, 3), np.uint8)
+    assert out.flags.c_contiguous
+
+
+def test_all_frames_of_a_clip_are_treated_alike() -> None:
+    frames = np.repeat(pattern(1, 48, 64), 5, 0)
+    config = AugmentConfig(scale=(0.3, 0.8), ratio=1.5, flip=True, color=0.4)
+    for seed in range(6):
+        out = augment(frames, 32, config, np.random.default_rng(seed))
+        assert (out == out[0]).all()
+
+
+def test_the_crop_covers_the_asked_area_and_the_whole_frame() -> None:
+    """A ramp whose value is the place: the crop's borders can be read from it."""
+    y, x = np.mgrid[0:100, 0:200]
+    frames = np.stack([x, y * 2, y * 0], -1)[None].astype(np.uint8)
+    rng = np.random.default_rng(0)
+    lefts, areas = [], []
+    for _ in range(300):
+        out = random_crop(frames, 20, AugmentConfig(scale=(0.25, 0.64), ratio=1.2), rng)[0].astype(float)
+        wide = (out[10, -1, 0] - out[10, 0, 0]) / 19 * 20
+        tall = (out[-1, 10, 1] - out[0, 10, 1]) / 2 / 19 * 20
+        areas.append(wide * tall / 100**2)
+        lefts.append(out[10, 0, 0] - wide / 40)
+    assert 0.22 < min(areas) < 0.3
+    assert 0.6 < max(areas) < 0.68
+    assert min(lefts) < 8
+    assert max(lefts) > 110
+
+
+def test_no_crop_and_no_colour_is_the_frame_itself() -> None:
+    frames = pattern(3, 40, 40)
+    same = augment(frames, 40, AugmentConfig(scale=(1, 1)), np.random.default_rng(0))
+    assert (same == frames).all()
+
+
+def test_half_of_the_clips_are_mirrored() -> None:
+    frames = pattern(1, 40, 40)
+    config = AugmentConfig(scale=(1, 1), flip=True)
+    mirrored = 0
+    for seed in range(100):
+        out = augment(frames, 40, config, np.random.default_rng(seed))
+        assert (out == frames).all() or (out == frames[:, :, ::-1]).all()
+        mirrored += int((out != frames).any())
+    assert 30 < mirrored < 70
+
+
+def test_colour_jitter_is_brightness_contrast_and_saturation() -> None:
+    """Against the three steps done one after the other, in floats."""
+    frames = (pattern(2, 16, 16) // 3 + 60).astype(np.uint8)  # far from black and white, so nothing is clipped
+    out = color_jitter(frames, 0.2, np.random.default_rng(3))
+    saturation, contrast, brightness = np.random.default_rng(3).uniform(0.8, 1.2, 3)
+    luma = np.array([0.299, 0.587, 0.114])
+    x = frames.astype(float)
+    grey = (x @ luma)[..., None]
+    x = grey + saturation * (x - grey)
+    mean = (frames @ luma).mean()
+    x = mean + contrast * (x - mean)
+    assert np.abs(out - brightness * x).max() < 0.51
+
+
+def test_shrink_never_enlarges_and_keeps_the_shape() -> None:
+    assert shrink(pattern(2, 30, 40), 30).shape == (2, 30, 40, 3)
+    assert shrink(pattern(2, 90, 160), 45).shape == (2, 45, 80, 3)
+    assert shrink(pattern(2, 160, 90), 45).shape == (2, 80, 45, 3)

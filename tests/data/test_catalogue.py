@@ -1,0 +1,280 @@
+"""Catalogues, lists, folders and splits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtkd_edge.data.catalogue import Catalogue, Clip, hold_out, open_split, student_subset
+from dtkd_edge.errors import DataError, DtkdEdgeError, RecipeError
+from dtkd_edge.recipe import DataConfig
+
+FIGHT = Path(__file__).parents[2].parent / "shared/data/fight"
+
+
+def config(**values: object) -> DataConfig:
+    return DataConfig.model_validate(values)
+
+
+def tree(root: Path, files: list[str]) -> Path:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def paths(catalogue: Catalogue) -> list[str]:
+    return [catalogue.path(i).relative_to(catalogue.root).as_posix() for i in range(len(catalogue))]
+
+
+# --- catalogue ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_and_subsets() -> None:
+    times = np.array([[np.nan, np.nan], [1.0, 2.5]])
+    whole = Catalogue("x", Path("/r"), ["a b/ü.mp4", "/abs/c.mp4"], {"verb": np.array([1, 0])}, {"verb": ["p", "q"]}, times=times)
+    assert whole[0] == Clip(Path("/r/a b/ü.mp4"), {"verb": 1})
+    assert whole[1] == Clip(Path("/abs/c.mp4"), {"verb": 0}, 1.0, 2.5)
+    assert whole[-1] == whole[1]
+    assert whole.subset([1])[0] == whole[1]
+    assert whole.labels("verb").tolist() == whole.labels().tolist() == [1, 0]
+    with pytest.raises(IndexError):
+        whole[2]
+
+
+def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    name = b"clip-\xff.mp4".decode("utf-8", "surrogateescape")
+    catalogue = Catalogue("x", tmp_path, [name], {"action": np.array([0])}, {"action": ["a"]})
+    assert catalogue[0].path == tmp_path / name
+
+
+def test_100_000_rows_are_cheap(tmp_path: Path) -> None:
+    text = "path,label\n" + "".join(f"videos/class{i % 400}/clip_{i:08d}.mp4,class{i % 400}\n" for i in range(100_000))
+    (tmp_path / "train.csv").write_text(text)
+    tree(tmp_path, ["videos/class0/clip_00000000.mp4"])
+    began = time.process_time()
+    whole = open_split(config(kind="csv", root=tmp_path, train="train.csv", val="train.csv"), "train")
+    assert time.process_time() - began < 6  # seconds of this process; twice the same list
+    assert len(whole) == 100_000
+    assert whole._paths.nbytes < 20e6
+    assert len(whole.classes["action"]) == 400
+
+
+def test_no_clips() -> None:
+    with pytest.raises(DataError, match="no clips"):
+        Catalogue("x", Path("r"), [], {"action": np.array([], int)}, {"action": ["a"]})
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(RecipeError, match=r"data\.kind: 'hdmb' is no known data set .*folder"):
+        open_split(config(kind="hdmb"), "train")
+
+
+# --- subset and split -----------------------------------------------------------------------------------------------------
+
+labelled = st.lists(st.integers(0, 4), min_size=1, max_size=80).map(lambda v: np.unique(v, return_inverse=True)[1].reshape(-1))
+
+
+@given(labelled, st.integers(1, 90), st.integers(0, 3))
+def test_student_subset_is_balanced(labels: np.ndarray, clips: int, seed: int) -> None:
+    names = [str(i) for i in range(labels.max() + 1)]
+    whole = Catalogue("x", Path(), [f"{i}" for i in range(len(labels))], {"a": labels}, {"a": names})
+    if clips < len(names) and clips < len(labels):
+        with pytest.raises(DataError, match="student_clips"):
+            student_subset(whole, clips, seed)
+        return
+    chosen = student_subset(whole, clips, seed)
+    assert len(chosen) == min(clips, len(labels))
+    assert len(set(paths(chosen))) == len(chosen)
+    taken, there = (np.bincount(c.labels(), minlength=len(names)) for c in (chosen, whole))
+    most = taken.max()
+    assert all(t >= most - 1 or t == n for t, n in zip(taken, there, strict=True))  # short only where there are no more
+    assert paths(chosen) == paths(student_subset(whole, clips, seed))
+
+
+def test_no_limit_takes_everything() -> None:
+    whole = Catalogue("x", Path(), ["a", "b"], {"a": np.array([0, 1])}, {"a": ["p", "q"]})
+    assert student_subset(whole, None, 0) is whole
+
+
+@settings(max_examples=60)
+@given(labelled, st.floats(0.05, 0.9), st.integers(0, 5), st.booleans())
+def test_hold_out_keeps_every_class_and_every_group_whole(labels: np.ndarray, share: float, seed: int, grouped: bool) -> None:
+    groups = np.random.default_rng(seed).integers(0, 12, len(labels)) if grouped else None
+    held = hold_out(labels, share, seed, groups)
+    assert set(labels[~held]) == set(labels)
+    if groups is not None:
+        assert not set(groups[held]) & set(groups[~held])
+    else:
+        for label in set(labels):
+            total = (labels == label).sum()
+            assert abs(held[labels == label].sum() - share * total) <= 1
+    assert (held == hold_out(labels, share, seed, groups)).all()
+
+
+# --- lists ----------------------------------------------------------------------------------------------------------------
+
+
+def csv_set(root: Path, text: str, **more: object) -> DataConfig:
+    (root / "list.csv").write_text(text)
+    return config(kind="csv", root=root, train="list.csv", **more)
+
+
+def test_columns_in_any_order_groups_and_times(tmp_path: Path) -> None:
+    tree(tmp_path, ["a,1.mp4", "b.mp4"])
+    text = (
+        '\ufefflabel,end,path,start,group,note\nrun,2.5,"a,1.mp4",1,g,hi\n\nwalk,,b.mp4,,,\nrun,,b.mp4,0.5,g,\nwalk,,b.mp4,,,\n'
+    )
+    settings_ = csv_set(tmp_path, text, val="list.csv")
+    whole = open_split(settings_, "train")
+    assert whole.classes == {"action": ["run", "walk"]}
+    assert whole[0] == Clip(tmp_path / "a,1.mp4", {"action": 0}, 1.0, 2.5)
+    assert whole[1] == Clip(tmp_path / "b.mp4", {"action": 1})
+    assert whole[2].start == 0.5 and whole[2].end is None
+    assert whole.groups is not None
+    assert len(set(whole.groups[[1, 3]])) == 2  # no group: each clip by itself
+    assert whole.groups[0] == whole.groups[2]
+
+
+def test_without_a_header_and_numbers_in_order(tmp_path: Path) -> None:
+    tree(tmp_path, ["a.mp4"])
+    whole = open_split(csv_set(tmp_path, "a.mp4,10\na.mp4,9\n", val="list.csv"), "train")
+    assert whole.classes["action"] == ["9", "10"]
+
+
+def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
+    tree(tmp_path, ["a.mp4"])
+    (tmp_path / "classes.txt").write_text("walk\nrun\n")
+    settings_ = csv_set(tmp_path, "a.mp4,run\na.mp4,walk\n", val="list.csv")
+    assert open_split(settings_, "train").classes["action"] == ["walk", "run"]
+    (tmp_path / "classes.txt").write_text("walk\nrun\nsit\n")
+    with pytest.raises(DataError, match="no clip of class 'sit'"):
+        open_split(settings_, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the list is empty"),
+        ("path,label\n", "the list is empty"),
+        ("path,label\na.mp4,run\na.mp4\n", r"list\.csv:3: expected path,label; found 'a\.mp4'"),
+        ("path,label\n,run\n", r"list\.csv:2: empty path"),
+        ("path,label\na.mp4, \n", r"list\.csv:2: empty label"),
+        ("path,label,start\na.mp4,run,soon\n", r"list\.csv:2: start 'soon' is not a number"),
+        ("path,label,start\na.mp4,run,-1\n", r"list\.csv:2: start '-1' is not a time"),
+        ("path,label,start,end\na.mp4,run,3,2\n", r"list\.csv:2: end 2 is not after start 3"),
+        ('path,label\n"a.mp4,run\n', r"list\.csv:\d: not csv"),
+        ("path,label\nb.mp4,run\nc.mp4,sit\n", r"none of its files is there, for example .*b\.mp4"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path: Path, text: str, said: str) -> None:
+    tree(tmp_path, ["a.mp4"])
+    with pytest.raises(DataError, match=said) as caught:
+        open_split(csv_set(tmp_path, text), "train")
+    assert caught.value.hint
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_list_or_a_clear_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    root = tmp_path_factory.getbasetemp() / "any"
+    root.mkdir(exist_ok=True)
+    (root / "list.csv").write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        open_split(config(kind="csv", root=root, train="list.csv"), "val")
+    except DtkdEdgeError as error:
+        assert error.hint
+
+
+def test_a_label_only_in_val(tmp_path: Path) -> None:
+    tree(tmp_path, ["a.mp4"])
+    (tmp_path / "val.csv").write_text("a.mp4,run\na.mp4,fly\n")
+    with pytest.raises(DataError, match=r"val\.csv:2: label 'fly' is not one of the 1 training classes"):
+        open_split(csv_set(tmp_path, "a.mp4,run\n", val="val.csv"), "train")
+
+
+def test_missing_lists(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.train: kind csv needs"):
+        open_split(config(kind="csv"), "train")
+    with pytest.raises(DataError, match=r"data\.train: no\.csv: no such list"):
+        open_split(config(kind="csv", root=tmp_path, train="no.csv"), "train")
+    with pytest.raises(DataError, match="nothing to hold out"):
+        tree(tmp_path, ["a.mp4"])
+        open_split(csv_set(tmp_path, "a.mp4,run\na.mp4,walk\n"), "val")
+
+
+# --- folders --------------------------------------------------------------------------------------------------------------
+
+
+def test_class_folders_are_split_by_class(tmp_path: Path) -> None:
+    files = [f"{name}/{i} [x].MP4" for name in ("walk", "run fast") for i in range(10)]
+    tree(tmp_path, [*files, "run fast/deep/er.avi", "run fast/notes.txt", ".cache/x/y.mp4", "walk/.hidden.mp4"])
+    settings_ = config(kind="folder", root=tmp_path, val_share=0.3)
+    train, val = open_split(settings_, "train"), open_split(settings_, "val")
+    assert train.classes == {"action": ["run fast", "walk"]}
+    assert sorted(paths(train) + paths(val)) == sorted([*files, "run fast/deep/er.avi"])
+    assert np.bincount(val.labels()).tolist() == [3, 3]
+    other = open_split(config(kind="folder", root=tmp_path, val_share=0.3, seed=1), "val")
+    assert paths(other) != paths(val)
+
+
+def test_train_and_val_folders(tmp_path: Path) -> None:
+    tree(tmp_path, ["train/a/1.mp4", "train/b/1.mp4", "valid/b/2.mp4"])
+    settings_ = config(kind="folder", root=tmp_path)
+    assert paths(open_split(settings_, "train")) == ["a/1.mp4", "b/1.mp4"]
+    val = open_split(settings_, "val")
+    assert (paths(val), val.labels().tolist()) == (["b/2.mp4"], [1])
+    tree(tmp_path, ["valid/c/2.mp4"])
+    with pytest.raises(DataError, match="valid/c: a class that the training folder does not have"):
+        open_split(settings_, "val")
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.root: kind folder needs"):
+        open_split(config(kind="folder"), "train")
+    with pytest.raises(DataError, match="no such folder"):
+        open_split(config(kind="folder", root=tmp_path / "none"), "train")
+    with pytest.raises(DataError, match="no class folders"):
+        open_split(config(kind="folder", root=tmp_path), "train")
+    tree(tmp_path, ["a/1.mp4", "b/readme.txt"])
+    with pytest.raises(DataError, match="b: a class with no clip"):
+        open_split(config(kind="folder", root=tmp_path), "train")
+
+
+def test_an_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, ["a/1.mp4", "b/1.mp4"])
+    (tmp_path / "b").chmod(0)
+    if next(iter((tmp_path / "b").glob("*")), None) is not None:  # root may read it all the same
+
+        def refuse(folder: Path) -> object:
+            if folder.name == "b":
+                raise PermissionError(13, "Permission denied")
+            return real(folder)
+
+        from dtkd_edge.data import folder as module
+
+        real = module.os.scandir
+        monkeypatch.setattr(module.os, "scandir", refuse)
+    try:
+        with pytest.raises(DataError, match="b: not readable: Permission denied"):
+            open_split(config(kind="folder", root=tmp_path), "train")
+    finally:
+        (tmp_path / "b").chmod(0o755)
+
+
+@pytest.mark.skipif(not FIGHT.is_dir(), reason="real clips are not here")
+def test_real_lists_beside_videos() -> None:
+    settings_ = config(kind="folder", root=FIGHT)
+    train, val = open_split(settings_, "train"), open_split(settings_, "val")
+    assert np.bincount(train.labels()).tolist() == [100, 80]
+    assert np.bincount(val.labels()).tolist() == [20, 25]
+    assert train.groups is not None
+    held_out = config(kind="csv", root=FIGHT, train="train.csv")
+    train, val = open_split(held_out, "train"), open_split(held_out, "val")
+    assert train.groups is not None and val.groups is not None
+    assert not set(train.groups) & set(val.groups)
+    assert 20 < len(val) < 60

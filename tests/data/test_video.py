@@ -1,0 +1,198 @@
+"""Reading real files through the real decoder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from made_videos import pattern, zero_frames
+
+from dtkd_edge import video as module
+from dtkd_edge.data.motion import write_video
+from dtkd_edge.errors import VideoError
+from dtkd_edge.preprocess import Preprocess, Sampling
+from dtkd_edge.video import Video, read_clip, read_input
+
+FIXTURES = Path(__file__).parents[2].parent / "shared/data/fixtures"
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="real clips are not here")
+
+
+def by_pyav(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 34, 40, 48, 64, 96, 98, 170, 192])
+def test_frames_are_those_of_another_decoder(tmp_path: Path, width: int) -> None:
+    """Widths that divide decord's padded rows need a way round its count of channels."""
+    path = tmp_path / "v.mp4"
+    write_video(path, pattern(12, 32, width), 10)
+    reference = by_pyav(path)
+    video = Video(path)
+    assert len(video) == 12
+    assert video.fps == pytest.approx(10)
+    assert video.duration == pytest.approx(1.2)
+    for numbers in ([0, 5, 11], [7], [3, 3, 9, 1], [11, 0]):
+        frames = video.read(np.array(numbers))
+        assert frames.shape == (len(numbers), 32, width, 3)
+        assert np.abs(frames.astype(int) - reference[numbers]).max() <= 2
+
+
+def test_frames_outside_the_file(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", pattern(4, 32, 34), 10)
+    with pytest.raises(VideoError, match="frame 4 asked for, it has 4"):
+        Video(tmp_path / "v.mp4").read(np.array([4]))
+
+
+def test_views(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", pattern(20, 40, 80), 10)
+    preprocess = Preprocess(resize_short=32, crop=32, sampling=Sampling(frames=4))
+    clips = read_input(tmp_path / "v.mp4", preprocess, temporal_views=2, spatial_views=3)
+    assert clips.shape == (6, 4, 32, 32, 3)
+    numbers = preprocess.sampling.indices(20, views=2)
+    frames = by_pyav(tmp_path / "v.mp4")[numbers[1]]
+    assert np.abs(clips[5].astype(int) - preprocess.frames(frames, 2, 3)).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "span"),
+    [
+        (None, None, (0, 20)),
+        (0.5, None, (5, 15)),
+        (None, 1.0, (0, 10)),
+        (0.5, 0.5, (5, 1)),
+        (9.0, None, (19, 1)),
+        (1.0, 99, (10, 10)),
+    ],
+)
+def test_span(tmp_path: Path, start: float | None, end: float | None, span: tuple[int, int]) -> None:
+    write_video(tmp_path / "v.mp4", pattern(20, 32, 34), 10)
+    assert Video(tmp_path / "v.mp4").span(start, end) == span
+
+
+def test_bad_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    good = tmp_path / "good.mp4"
+    write_video(good, pattern(30, 64, 64), 10)
+    data = good.read_bytes()
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "short.mp4").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.mp4").write_text("no video\n" * 200)
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    zero_frames(tmp_path / "zero.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("none", "empty", "short", "text", "noise", "zero", "folder"):
+        path = tmp_path / f"{name}.mp4"
+        with pytest.raises(VideoError) as caught:
+            read_clip(path, Sampling(frames=8))
+        assert str(path) in caught.value.message
+        assert "\n" not in str(caught.value)
+        assert caught.value.hint
+        assert "/project/" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, pattern(3, 32, 34), 10)
+    path.chmod(0)
+    try:
+        path.read_bytes()
+    except PermissionError:
+        with pytest.raises(VideoError, match="does not decode"):
+            Video(path)
+    else:
+        pytest.skip("this user may read everything")
+
+
+def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "v.mp4", pattern(3, 32, 34), 10)
+    video = Video(tmp_path / "v.mp4", timeout=0.3)
+    monkeypatch.setattr(video, "_decode", lambda numbers: time.sleep(30))
+    began = time.monotonic()
+    with pytest.raises(VideoError, match=r"did not decode within 0\.3 s"):
+        video.read(np.array([0]))
+    assert time.monotonic() - began < 5
+
+
+def test_a_named_pipe_is_no_clip(tmp_path: Path) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError):
+        Video(tmp_path / "pipe.mp4")
+
+
+def test_importing_brings_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, dtkd_edge.video, dtkd_edge.data.catalogue, dtkd_edge.data.command, dtkd_edge.data.motion;"
+        "assert not {'torch', 'av', 'decord'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@needs_fixtures
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("av1_video.mkv", (270, 480)),
+        ("demo.mp4", (256, 340)),
+        ("flipping_a_pancake.mkv", (256, 340)),
+        ("h265_video.mp4", (270, 480)),
+        ("test.avi", (240, 320)),
+        ("video_90.mov", (0, 0)),
+    ],
+)
+def test_real_codecs(name: str, shape: tuple[int, int]) -> None:
+    frames = read_clip(FIXTURES / name, Sampling(frames=8))
+    assert len(frames) == 8
+    assert frames.std() > 5
+    if shape[0]:
+        reference = by_pyav(FIXTURES / name)
+        numbers = Sampling(frames=8).indices(len(reference))[0]
+        assert np.abs(frames.astype(int) - reference[numbers]).mean() < 2
+
+
+@needs_fixtures
+def test_rotation_is_honoured() -> None:
+    path = FIXTURES / "video_90.mov"
+    frame = Video(path).read(np.array([0]))[0]
+    stored = by_pyav(path)[0]
+    assert frame.shape[:2] == stored.shape[1::-1]
+    turned = min(np.abs(np.rot90(stored, k).astype(int) - frame).mean() for k in (1, 3))
+    assert turned < 3
+
+
+@needs_fixtures
+def test_a_corrupted_file_is_refused_where_it_is_broken() -> None:
+    video = Video(FIXTURES / "corrupted.mp4")
+    with pytest.raises(VideoError, match="does not decode"):
+        video.read(np.arange(len(video)))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        (b"path,label\n" * 500, "the file is text"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomiso2\0\0\x10\0mdat" + b"x" * 900, "cut off"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomiso2\0\0\0\0free", "cut off"),
+        (b"\0\0\0\x18ftyp", "cut off"),
+    ],
+)
+def test_what_can_be_no_video_is_said_without_the_decoder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes, said: str
+) -> None:
+    (tmp_path / "v.mp4").write_bytes(content)
+    with pytest.raises(VideoError, match=said):
+        Video(tmp_path / "v.mp4")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_module_timeout_is_finite() -> None:
+    assert 0 < module.DECODE_TIMEOUT_S <= 120

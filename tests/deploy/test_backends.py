@@ -1,0 +1,77 @@
+"""The runtimes against torch on the same frames, and what they say about where they ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dtkd_edge.artifact import Artifact
+from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.errors import ArtifactError, MissingDevice, UsageError
+
+
+def expected(graph: Any, clips: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return np.asarray(graph(torch.from_numpy(clips)).numpy())
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_matches_torch_for_any_number_of_clips(
+    target: str, request: pytest.FixtureRequest, torch_graph: Any, clips: np.ndarray
+) -> None:
+    artifact = Artifact.open(request.getfixturevalue(f"{target}_artifact"))
+    want = expected(torch_graph, clips)
+    assert np.ptp(want) > 1  # the clips and the model tell something apart
+    with open_backend(artifact, device="cpu", threads=1) as backend:
+        for count in (1, 3, 2):
+            out = backend.run(clips[:count])
+            assert list(out) == ["action"]
+            assert out["action"].dtype == np.float32 and out["action"].shape == (count, 8)
+            np.testing.assert_allclose(out["action"], want[:count], atol=2e-4)
+        assert backend.effective_precision == "fp32"
+        assert backend.device == "cpu" and len(backend.device_name) > 2
+        first = backend.run(clips)["action"]
+        kept = first.copy()
+        backend.run(255 - clips)
+        np.testing.assert_array_equal(first, kept)  # a result is the caller's own
+        np.testing.assert_array_equal(backend.run(clips)["action"], kept)  # deterministic
+
+
+def test_openvino_runs_in_the_precision_that_the_manifest_asks_for(openvino_artifact: Path) -> None:
+    artifact = Artifact.open(openvino_artifact)
+    bf16 = artifact.manifest.model_copy(update={"precision": "bf16"})
+    with open_backend(Artifact(artifact.folder, bf16)) as backend:
+        assert backend.effective_precision in ("bf16", "fp32")  # fp32: a CPU without bf16
+
+
+@pytest.mark.parametrize(("target", "device"), [("onnx", "cuda"), ("onnx", "gpu"), ("openvino", "cuda"), ("openvino", "npu")])
+def test_a_device_that_is_not_here(target: str, device: str, request: pytest.FixtureRequest) -> None:
+    artifact = Artifact.open(request.getfixturevalue(f"{target}_artifact"))
+    with pytest.raises(MissingDevice, match=device) as caught:
+        open_backend(artifact, device=device)
+    assert caught.value.exit_code == 4 and caught.value.hint
+
+
+def test_wrong_frames_are_refused_in_words(onnx_artifact: Path, clips: np.ndarray) -> None:
+    with open_backend(Artifact.open(onnx_artifact), device="cpu") as backend:
+        with pytest.raises(UsageError, match="uint8"):
+            backend.run(clips.astype(np.float32))  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=r"\[N, 8, 40, 40, 3\]"):
+            backend.run(clips[:, :, :30])
+        with pytest.raises(UsageError, match="not a device"):
+            open_backend(Artifact.open(onnx_artifact), device="tpu")
+
+
+def test_a_model_that_the_runtime_cannot_open(onnx_artifact: Path, tmp_path: Path) -> None:
+    artifact = Artifact.open(onnx_artifact)
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ArtifactError, match="does not open it"):
+        open_backend(Artifact(tmp_path, artifact.manifest), device="cpu")
+    unknown = artifact.manifest.model_copy(update={"target": "abacus"})
+    with pytest.raises(ArtifactError, match="abacus"):
+        open_backend(Artifact(tmp_path, unknown))

@@ -1,0 +1,157 @@
+"""`demo` and `doctor` as typed: how they end, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from deploy_cases import LABELS, write_mp4
+
+from dtkd_edge.deploy import doctor
+from dtkd_edge.video import Video
+
+
+def demo(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dtkd_edge", "demo", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd)
+
+
+QUICK = ("--clip-seconds", 0.4, "--threshold", 0.05)
+
+
+def test_a_file_is_labelled_to_its_end_and_recorded(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=60, size=(100, 66))
+    out, log = tmp_path / "new" / "out.mp4", tmp_path / "events.jsonl"
+    process = demo(onnx_artifact, "--source", video, "--view", "none", "--record", out, "--events", log, *QUICK)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and printed == "" and "Traceback" not in said
+    assert re.search(r"\d+ frames, \d+ dropped, \d+ labels, age p50 \d+ ms", said)
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert events and all(e["label"] in LABELS and 0 <= e["start"] < e["end"] <= 2.1 for e in events)
+    recording = Video(out)
+    assert 50 <= len(recording) <= 60 and recording.duration == pytest.approx(2.0, abs=0.25)
+    import numpy as np
+
+    last = recording.read(np.array([len(recording) - 1]))[0]
+    assert last.shape == (66, 100, 3)
+    assert last[-24:].max() > 150 and np.median(last[-24:]) < 60  # light letters on a dark band
+
+
+def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out.mp4", tmp_path / "events.jsonl"
+    process = demo(onnx_artifact, "--source", "pattern", "--view", "none", "--record", out, "--events", log, *QUICK)
+    try:
+        for line in process.stderr:
+            if "%" in line:  # the first label
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(Video(out)) > 10
+    assert json.loads(log.read_text().splitlines()[-1])["end"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--source", "97"], 4, "--source 97: no camera there"),
+        (["--source", "nothing.mp4"], 3, "nothing.mp4: no such file"),
+        (["--source", "pattern", "--view", "tv"], 2, "--view tv"),
+        (["--source", "browser", "--view", "none"], 2, "--source browser needs --view web"),
+        (["--source", "rtsp://127.0.0.1:9/live"], 4, "rtsp://127.0.0.1:9/live: cannot be opened"),
+        (["--source", "pattern", "--view", "none", "--clip-seconds", "-1"], 2, "--clip-seconds"),
+        (["--source", "pattern", "--view", "none", "--events", "/proc/no/e.jsonl"], 3, "--events /proc/no/e.jsonl"),
+        (["--source", "pattern", "--host", "203.0.113.7"], 2, "--host 203.0.113.7"),
+    ],
+)
+def test_what_cannot_start_says_why_in_two_lines(arguments: list[str], code: int, words: str, onnx_artifact: Path) -> None:
+    process = demo(onnx_artifact, *arguments)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code, said
+    lines = said.splitlines()
+    error = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert words in lines[error] and lines[error + 1].startswith("  fix: ") and "Traceback" not in said
+
+
+def test_an_older_recording_stays_when_no_frame_comes(onnx_artifact: Path, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.mp4", tmp_path / "new.mp4"
+    old.write_bytes(b"precious")
+    for out in (old, new):
+        process = demo(onnx_artifact, "--source", "97", "--view", "none", "--record", out)
+        assert "no camera there" in process.communicate(timeout=60)[1] and process.returncode == 4
+    assert old.read_bytes() == b"precious" and not new.exists()
+
+
+def test_a_cameras_password_is_not_said(onnx_artifact: Path) -> None:
+    said = demo(onnx_artifact, "--source", "rtsp://me:s3cret@127.0.0.1:9/live").communicate(timeout=60)[1]
+    assert "rtsp://127.0.0.1:9/live: cannot be opened" in said and "s3cret" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_ends_the_recording_and_not_the_run(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=45, size=(100, 66))
+    for option in ("--record", "--events"):
+        process = demo(onnx_artifact, "--source", video, "--view", "none", option, "/dev/full", *QUICK)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, said
+        assert f"{option} /dev/full" in said and "labels, age" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_the_device_start_script(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=30, size=(160, 120))
+    script = Path(__file__).parents[2] / "deploy" / "jetson" / "start.sh"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["sh", str(script), str(onnx_artifact), "--source", str(video), "--view", "none"],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0 and "30 frames" in result.stderr, result.stderr
+
+
+def test_doctor_as_typed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dtkd_edge", "doctor"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [line for line in result.stdout.splitlines() if re.match(r" ?\d+  ", line)]
+    assert [int(line.split()[0]) for line in lines] == list(range(1, len(doctor.CHECKS) + 1))
+    assert all(line.split()[1] in ("ok", "off") for line in lines)
+    assert "newest artefact" in lines[-1] and "dtkd-edge train" in result.stdout  # nothing here yet, and what to do
+
+
+def test_doctor_runs_the_newest_artefact(onnx_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "one"
+    (run / "export").mkdir(parents=True)
+    (run / "student.json").write_text("{}")
+    (run / "export" / "onnx-fp32").symlink_to(onnx_artifact)
+    monkeypatch.chdir(tmp_path)
+    assert doctor.check_artifact().mark == "ok"
+    (run / "export" / "onnx-fp32").unlink()
+    (run / "export" / "onnx-fp32").mkdir()
+    (run / "export" / "onnx-fp32" / "manifest.json").write_text("{}")
+    check = doctor.check_artifact()
+    assert check.mark == "off" and check.fix
+
+
+def test_a_check_that_fails_hides_no_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_driver() -> doctor.Check:
+        raise RuntimeError("driver mismatch")
+
+    def check_core() -> doctor.Check:
+        return doctor.Check("core", "bad", "does not import", "pip install core")
+
+    monkeypatch.setattr(doctor, "CHECKS", [check_driver, doctor.check_python, check_core])
+    with pytest.raises(doctor.NotHereError, match="core"):
+        doctor.doctor()
+    out = capsys.readouterr().out
+    assert "driver mismatch" in out and "Python" in out and "fix: pip install core" in out

@@ -1,0 +1,244 @@
+"""Sources, window, smoothing and the threaded pipeline, on real files and the drawn pattern."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deploy_cases import write_mp4
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dtkd_edge
+from dtkd_edge.deploy.camera import Grabber, Source, SourceLost
+from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.smoothing import Ema, Gate
+from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.deploy.sources.pattern import MOTIONS, SEGMENT_S, draw, motion_at
+from dtkd_edge.deploy.window import Window, frame_spacing
+from dtkd_edge.errors import InputError, MissingDependency, MissingDevice, UsageError
+from dtkd_edge.preprocess import Sampling
+
+
+def image(value: int) -> np.ndarray:
+    return np.full((4, 4, 3), value % 256, np.uint8)
+
+
+# --- the window -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 16), st.floats(0.02, 0.5), st.lists(st.floats(0.001, 0.2), min_size=1, max_size=200))
+def test_a_clip_is_the_nearest_frames_that_end_with_the_newest(frames: int, spacing: float, gaps: list[float]) -> None:
+    window = Window(frames, spacing)
+    times = np.cumsum(gaps)
+    for i, t in enumerate(times):
+        window.add(float(t), image(i))
+    ring = np.array([t for t, _ in window._ring])
+    got = ring[window.picks()]
+    want = times[-1] - spacing * np.arange(frames - 1, -1, -1)
+    assert got[-1] == times[-1] and (np.diff(got) >= 0).all()
+    nearest_of_all = np.abs(times[None] - want[:, None]).min(1)  # thinning the ring lost nothing
+    np.testing.assert_allclose(np.abs(got - want), nearest_of_all, atol=1e-9)
+    assert window.clip().shape == (frames, 4, 4, 3)
+
+
+def test_the_window_forgets_after_a_gap_and_after_a_change_of_shape() -> None:
+    window = Window(4, 0.25)
+    for i in range(30):
+        window.add(i / 10, image(i))
+    assert window.filled == pytest.approx(1)
+    window.add(10.0, image(99))
+    assert window.filled == 0 and (window.clip() == 99).all()
+
+
+def test_the_clip_spans_what_a_training_clip_spans() -> None:
+    assert frame_spacing(Sampling(kind="uniform", frames=8)) == 0.25
+    assert frame_spacing(Sampling(kind="uniform", frames=8), 4.0) == 0.5
+    assert frame_spacing(Sampling(kind="dense", frames=16, stride=4, fps=20)) == pytest.approx(0.2)
+    with pytest.raises(UsageError, match="clip-seconds"):
+        frame_spacing(Sampling(), 0)
+
+
+# --- smoothing --------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0.05, 3), st.integers(1, 60))
+def test_the_average_depends_on_time_and_not_on_the_rate(tau: float, steps: int) -> None:
+    ema = Ema(tau)
+    ema.update({"action": np.array([1.0, 0.0], np.float32)}, 0.0)
+    for i in range(steps):
+        out = ema.update({"action": np.array([0.0, 1.0], np.float32)}, (i + 1) / steps)["action"]
+    np.testing.assert_allclose(out, [np.exp(-1 / tau), 1 - np.exp(-1 / tau)], atol=1e-4)
+
+
+def test_hysteresis() -> None:
+    gate = Gate(0.6, 0.4)
+    events = []
+    for t, p in enumerate([0.5, 0.59, 0.61, 0.45, 0.41, 0.55, 0.39, 0.5, 0.7]):
+        ended = gate.update({"a": p, "b": 0.3}, float(t))
+        events += [ended] if ended else []
+    assert [(e.label, e.start, e.end, e.score) for e in events] == [("a", 2.0, 6.0, 0.61)]
+    assert gate.current and gate.current.start == 8.0
+    ended = gate.update({"a": 0.5, "b": 0.65}, 9.0)  # another label takes over without a gap
+    assert ended and ended.end == 9.0 and gate.current.label == "b"
+
+
+@given(st.lists(st.floats(0, 1), max_size=60), st.floats(0, 1), st.floats(0, 1))
+def test_events_never_overlap_and_always_passed_the_threshold(scores: list[float], one: float, two: float) -> None:
+    gate = Gate(max(one, two), min(one, two))
+    ended = [e for t, p in enumerate(scores) if (e := gate.update({"a": p, "b": 1 - p}, float(t)))]
+    last = gate.close(float(len(scores)))
+    ended += [last] if last else []
+    for event in ended:
+        assert event.end is not None and event.start < event.end and event.score >= gate.threshold
+    assert all(a.end is not None and a.end <= b.start for a, b in pairwise(ended))
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pattern_is_the_same_every_time_and_shows_every_motion() -> None:
+    for i, motion in enumerate(MOTIONS):
+        middle = (i + 0.5) * SEGMENT_S
+        assert motion_at(middle) == motion
+        assert (draw(middle, 64, 48) == draw(middle, 64, 48)).all()
+        assert (draw(middle, 64, 48) != draw(middle + 0.5, 64, 48)).any()
+
+    def centre(seconds: float) -> float:
+        bright = draw(seconds, 240, 240)[..., 0].astype(float) > 150
+        return float(bright.nonzero()[1].mean())
+
+    assert centre(1.0) < centre(0.5)  # left first
+
+
+def test_a_file_plays_at_its_own_speed_and_ends(tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=30, size=(64, 48))
+    grabber = Grabber(open_source(str(video)))
+    begin = time.monotonic()
+    grabber.start()
+    taken = 0
+    while grabber.running:
+        taken += grabber.take(1.0) is not None
+    assert 0.8 < time.monotonic() - begin < 2.0
+    assert grabber.state == "ended" and grabber.grabbed == 30 and taken + grabber.dropped >= 29
+
+
+def test_a_looped_file_goes_on(tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=6, size=(64, 48))
+    grabber = Grabber(open_source(str(video), SourceOptions(loop=True)))
+    grabber.start()
+    deadline = time.monotonic() + 10
+    while grabber.grabbed < 20 and time.monotonic() < deadline:
+        grabber.take()
+    assert grabber.grabbed >= 20
+    grabber.stop()
+    assert not grabber._thread.is_alive()
+
+
+def test_what_nobody_takes_is_dropped_and_the_newest_is_kept() -> None:
+    grabber = Grabber(open_source("pattern", SourceOptions(width=32, height=32, fps=100)))
+    grabber.start()
+    time.sleep(0.5)
+    frame = grabber.take()
+    assert frame is not None and time.monotonic() - frame.captured < 0.2
+    assert grabber.dropped > 10 and grabber.dropped == frame.index - 1
+    grabber.stop()
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("hello")
+    (tmp_path / "empty.mp4").touch()
+    for spec, kind in [
+        ("97", MissingDevice), ("/dev/video97", MissingDevice), ("rtsp://127.0.0.1:9/x", MissingDevice),
+        (str(tmp_path / "absent.mp4"), InputError), (str(tmp_path / "text.mp4"), InputError),
+        (str(tmp_path / "empty.mp4"), InputError), ("gopher://x", UsageError), ("csi", (MissingDependency, MissingDevice)),
+    ]:  # fmt: skip
+        with pytest.raises(kind) as caught:
+            open_source(spec).open()
+        named = (
+            "gopher" if spec.startswith("gopher") else spec.split("/")[-1][:3]
+        )  # of an address only its kind: it may hold a password
+        assert named in caught.value.message and caught.value.hint
+
+
+class Flaky(Source):
+    """Breaks off every few pictures and needs several attempts to come back."""
+
+    name = "flaky"
+
+    def __init__(self) -> None:
+        self.reads = self.opens = 0
+
+    def open(self) -> None:
+        self.opens += 1
+        if self.opens % 3 == 0:
+            raise MissingDevice("not yet")
+
+    def read(self) -> tuple[np.ndarray, None] | None:
+        self.reads += 1
+        if self.reads % 5 == 0:
+            raise SourceLost("gone")
+        return (image(self.reads), None) if self.reads < 20 else None
+
+    def close(self) -> None: ...
+
+
+def test_a_source_that_breaks_off_is_opened_again() -> None:
+    grabber = Grabber(Flaky(), backoff=(0.01, 0.05))
+    grabber.start()
+    deadline = time.monotonic() + 10
+    while grabber.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert grabber.reconnects >= 3 and grabber.grabbed >= 16 and grabber.error is None
+
+
+# --- the pipeline -----------------------------------------------------------------------------------------------------
+
+
+def test_live_labels_of_a_file(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=75, size=(64, 48))
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        results = list(classifier.stream(str(video), clip_seconds=1.0, smoothing=0.0, threshold=0.0, release=0.0))
+    assert len(results) > 20
+    assert [r.seq for r in results] == sorted({r.seq for r in results})
+    *labelled, end = results
+    assert all(r.label in classifier.labels["action"] for r in labelled)
+    assert end.label is None and end.ended is not None  # the file's end ends the event
+    assert results[0].time == pytest.approx(7 / 8 * 0.5, abs=0.1)  # half of the window is enough to begin
+    assert np.median([r.age for r in results]) < 0.25 and all(0 < r.inference <= r.age for r in results)
+
+
+def test_stopping_leaves_no_thread_and_ends_the_event(onnx_artifact: Path) -> None:
+    before = threading.active_count()
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        settings = Settings(clip_seconds=0.5, threshold=0.0, release=0.0)
+        pipeline = Pipeline(classifier, Grabber(open_source("pattern")), settings)
+        pipeline.start()
+        deadline = time.monotonic() + 20
+        while pipeline.inferences.count < 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert pipeline.current() is not None
+        pipeline.stop()
+        assert pipeline.current() is None and pipeline.events[-1].end is not None
+        assert pipeline.failure() is None and not pipeline.running
+    assert threading.active_count() == before
+
+
+def test_a_model_that_fails_ends_the_run_with_its_error(onnx_artifact: Path) -> None:
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        pipeline = Pipeline(classifier, Grabber(open_source("pattern")), Settings(clip_seconds=0.3))
+        pipeline.start()
+        classifier.backend.close()
+        assert pipeline.wait(10)
+        pipeline.stop()
+        assert pipeline.failure() is not None and "live inference" in str(pipeline.failure())
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"threshold": 0.2, "release": 0.5}, {"threshold": 1.5}, {"smoothing": -1}, {"rate": 0}):
+        with pytest.raises(UsageError):
+            Settings(**wrong)

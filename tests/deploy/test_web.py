@@ -1,0 +1,308 @@
+"""The web view: a real Chromium on a real server, and the guests that it must survive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from deploy_cases import LABELS, write_mp4
+
+import dtkd_edge
+from dtkd_edge.deploy.camera import Grabber
+from dtkd_edge.deploy.guard import Guard
+from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.server import MAX_MESSAGE, MAX_MESSAGES_PER_S, WebView, to_jpeg
+from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.deploy.sources.browser import decode_jpeg
+from dtkd_edge.errors import UsageError
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+]  # fmt: skip
+COLOURS = """() => {
+  const canvas = document.getElementById("picture");
+  return new Set(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data).size;
+}"""
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+
+@contextmanager
+def serving(artifact: Path, source: str = "pattern", *, host: str = "127.0.0.1", **settings: Any) -> Iterator[WebView]:
+    options = SourceOptions(width=160, height=120, loop=True)
+    chosen = Settings(**{"clip_seconds": 0.4, "threshold": 0.0, "release": 0.0, **settings})
+    with dtkd_edge.load(artifact, device="cpu", threads=1) as classifier:
+        pipeline = Pipeline(classifier, Grabber(open_source(source, options)), chosen)
+        pipeline.start()
+        web = WebView(pipeline, host, 0)
+        web.start()
+        try:
+            yield web
+        finally:
+            web.stop()
+            pipeline.stop()
+
+
+def get(url: str, **headers: str) -> tuple[int, str, Any]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return answer.status, answer.read().decode(), answer.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers
+
+
+def until(condition: Any, seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def test_pages_health_and_metrics(onnx_artifact: Path) -> None:
+    with serving(onnx_artifact) as web:
+        status, body, headers = get(web.url)
+        assert status == 200 and "<title>dtkd-edge" in body
+        assert "default-src 'none'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+        assert get(web.url + "app.js")[0] == 200 and get(web.url + "style.css")[0] == 200
+        for path in ("../server.py", "%2e%2e/server.py", "web/app.js", "etc/passwd", "manifest.json"):
+            assert get(web.url + path)[0] == 404
+        assert until(lambda: web.pipeline.inferences.count > 3)
+        status, body, _ = get(web.url + "health")
+        assert status == 200 and json.loads(body)["status"] == "live"
+        metrics = get(web.url + "metrics")[1]
+        for line in metrics.splitlines():
+            assert re.fullmatch(r'# (HELP|TYPE) .+|[a-z_]+(\{quantile="[\d.]+"\})? [\d.e+-]+', line), line
+        assert float(re.search(r"^dtkd_edge_label_age_seconds_count (\d+)", metrics, re.M)[1]) > 3
+
+
+def test_foreign_pages_and_names_are_refused(onnx_artifact: Path) -> None:
+    from websockets.sync.client import connect
+
+    with serving(onnx_artifact) as web:
+        assert get(web.url, Host="evil.example")[0] == 403  # DNS rebinding
+        assert get(web.url, Origin="http://evil.example")[0] == 403
+        address = web.url.replace("http", "ws") + "ws"
+        with pytest.raises(Exception, match="403"):
+            connect(address, origin="http://evil.example")
+        with connect(address, origin=web.url.rstrip("/")) as socket:
+            assert json.loads(socket.recv())["type"] == "hello"
+        assert web.refused == 3
+
+
+def test_another_address_needs_the_token(onnx_artifact: Path) -> None:
+    with serving(onnx_artifact, host="0.0.0.0") as web:
+        assert web.token and web.token in web.url
+        base = f"http://127.0.0.1:{web.port}/"
+        assert get(base)[0] == 403 and get(base + "?token=wrong")[0] == 403 and get(base + "metrics")[0] == 403
+        assert get(base + "health")[0] == 200
+        status, _, headers = get(base + f"?token={web.token}")
+        assert status == 200
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert "HttpOnly" in headers["set-cookie"] and get(base + "app.js", Cookie=cookie)[0] == 200
+
+
+def test_guard_knows_its_own_names() -> None:
+    guard = Guard(None)
+    for host in ("localhost:8080", "127.0.0.1:8080", "[::1]:8080", "127.0.0.1"):
+        assert guard.refusal({"host": host, "origin": f"http://{host}"}, None, None) is None
+    for headers in ({}, {"host": "localhost.evil.example"}, {"host": "localhost:1", "origin": "null"}, {"host": "10.0.0.1"}):
+        assert guard.refusal(headers, None, None)
+    assert Guard("a").refusal({"host": "x"}, None, "ä") and Guard("a").refusal({"host": "x"}, "a", None) is None
+
+
+def test_a_port_that_is_taken(onnx_artifact: Path) -> None:
+    with serving(onnx_artifact) as web, pytest.raises(UsageError, match=f"--port {web.port}"):
+        WebView(web.pipeline, "127.0.0.1", web.port).start()
+
+
+def test_many_viewers_one_inference_and_slow_ones_are_dropped(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty pages are sent the same pictures; one that never reads loses its connection and delays nobody."""
+    import socket as sockets
+
+    from websockets.asyncio.client import connect
+
+    from dtkd_edge.deploy import server
+
+    monkeypatch.setattr(server, "SLOW_S", 1.0)
+
+    async def watch(url: str) -> int:
+        async with connect(url, max_size=None) as socket:
+            kinds = [isinstance(await asyncio.wait_for(socket.recv(), 10), bytes) for _ in range(30)]
+            return sum(kinds)
+
+    async def all_of_them(url: str) -> list[int]:
+        return list(await asyncio.gather(*[watch(url) for _ in range(20)]))
+
+    with serving(onnx_artifact) as web:
+        monkeypatch.setattr(server, "to_jpeg", lambda image: bytes(300_000))  # fills the buffers of who does not read
+        stuck = sockets.create_connection(("127.0.0.1", web.port))
+        stuck.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+        key = "dGhlIHNhbXBsZSBub25jZQ=="
+        stuck.sendall(
+            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        pictures = asyncio.run(all_of_them(web.url.replace("http", "ws") + "ws"))
+        assert min(pictures) >= 5
+        assert web.pipeline.inferences.count <= web.pipeline.grabber.grabbed
+        assert until(lambda: web.slow == 1 and not web.viewers)
+        stuck.close()
+
+
+def test_garbage_floods_and_huge_messages(onnx_artifact: Path) -> None:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect
+
+    with serving(onnx_artifact, source="browser") as web:
+        address = web.url.replace("http", "ws") + "ws"
+        with connect(address) as socket:
+            for data in (b"", b"x", bytes(8) + b"no jpeg", "text", "{" * 1000, bytes(8) + to_jpeg(np.zeros((8, 8, 3), np.uint8))):
+                socket.send(data)
+            assert until(lambda: web.pipeline.grabber.source.refused >= 1)
+            socket.send(bytes(8) + to_jpeg(np.zeros((48, 64, 3), np.uint8)))  # and it still works
+            assert until(lambda: web.pipeline.grabber.grabbed == 1)
+        with connect(address, max_size=None) as socket, pytest.raises(ConnectionClosed):
+            socket.send(bytes(MAX_MESSAGE + 1))
+            for _ in range(100):
+                socket.recv(timeout=10)
+        with connect(address) as socket, pytest.raises(ConnectionClosed):
+            for _ in range(100 * MAX_MESSAGES_PER_S):  # ends when the server has had enough …
+                socket.send("x")
+            for _ in range(1000):  # … or its goodbye lies behind what it had sent before
+                socket.recv(timeout=30)
+        assert until(lambda: not web.viewers)
+        assert get(web.url + "health")[0] == 200
+
+
+def test_a_huge_size_in_a_small_file_is_refused() -> None:
+    """Pillow has an exception of its own for it, which must not end the run."""
+    good = bytearray(to_jpeg(np.zeros((48, 64, 3), np.uint8)))
+    at = good.index(b"\xff\xc0") + 5  # the frame header: height and width follow marker, length and depth
+    good[at : at + 4] = b"\xfd\xe8\xfd\xe8"
+    assert decode_jpeg(bytes(good)) is None
+
+
+def test_a_clock_that_is_no_number_does_not_reach_the_pages(onnx_artifact: Path) -> None:
+    from websockets.sync.client import connect
+
+    with serving(onnx_artifact, source="browser") as web, connect(web.url.replace("http", "ws") + "ws") as socket:
+        for stamp in (float("nan"), float("inf")):
+            socket.send(struct.pack("<d", stamp) + to_jpeg(np.zeros((48, 64, 3), np.uint8)))
+            assert until(lambda: web.pipeline.grabber.latest() is not None)
+            assert web.pipeline.grabber.latest().stamp == 0.0
+
+
+def test_counters_keep_their_last_digits(onnx_artifact: Path) -> None:
+    with serving(onnx_artifact) as web:
+        web.pipeline.grabber.reconnects = 12_345_678  # a rate is a difference of two of these
+        assert "dtkd_edge_reconnects_total 12345678\n" in get(web.url + "metrics")[1]
+
+
+def test_decode_jpeg_refuses_what_is_none() -> None:
+    good = to_jpeg(np.zeros((48, 64, 3), np.uint8))
+    assert decode_jpeg(good).shape == (48, 64, 3)
+    huge = to_jpeg(np.zeros((1200, 2000, 3), np.uint8), width=4000)
+    for bad in (b"", b"GIF89a", good[: len(good) // 2], huge, to_jpeg(np.zeros((8, 8, 3), np.uint8))):
+        assert decode_jpeg(bad) is None
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.is_file():
+        pytest.skip(f"{CHROMIUM} is not installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.slow
+def test_a_clip_as_the_visitors_camera(onnx_artifact: Path, tmp_path: Path) -> None:
+    """Chromium's fake camera plays a file; its pictures arrive here, the right way round and in the right colours."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.is_file():
+        pytest.skip(f"{CHROMIUM} is not installed")
+    picture = np.zeros((240, 320, 3), np.uint8)
+    picture[:, :160], picture[:, 160:] = (200, 40, 40), (40, 60, 190)
+    (tmp_path / "clip.mjpeg").write_bytes(to_jpeg(picture) * 30)
+    flags = [*FLAGS, f"--use-file-for-fake-video-capture={tmp_path / 'clip.mjpeg'}"]
+    with playwright.sync_playwright() as driver, serving(onnx_artifact, source="browser") as web:
+        chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+        page = chromium.new_context(permissions=["camera"]).new_page()
+        page.goto(web.url)
+        page.locator("#camera").click(timeout=10_000)
+        assert until(lambda: page.locator("#label").inner_text() in LABELS)
+        frame = web.pipeline.grabber.latest()
+        chromium.close()
+    width = frame.image.shape[1]
+    np.testing.assert_allclose(frame.image[:, : width // 3].mean((0, 1)), (200, 40, 40), atol=25)
+    np.testing.assert_allclose(frame.image[:, -width // 3 :].mean((0, 1)), (40, 60, 190), atol=25)
+
+
+def run_demo(*arguments: object) -> tuple[subprocess.Popen[str], str]:
+    """The command as typed; returns it and the address that it prints."""
+    command = [sys.executable, "-m", "dtkd_edge", "demo", *map(str, arguments)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if found := re.search(r"open (http\S+)", line):
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            return process, found[1]
+    raise AssertionError(f"demo ended with {process.wait()}")
+
+
+@pytest.mark.parametrize("source", ["pattern", "file"])
+def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path: Path, browser: Any) -> None:
+    spec = source if source == "pattern" else write_mp4(tmp_path / "clip.mp4", frames=60, size=(96, 64))
+    process, url = run_demo(onnx_artifact, "--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05)
+    try:
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.goto(url)
+        assert until(lambda: page.locator("#label").inner_text() in LABELS)
+        assert page.locator("#status-text").inner_text() == "live"
+        rows = page.locator(".row .name span:first-child").all_inner_texts()
+        assert len(set(rows)) >= 5 and set(rows) <= set(LABELS)
+        assert page.locator("#age").inner_text().endswith("fps")
+        assert page.evaluate(COLOURS) > 10  # a picture, not a blank canvas
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert problems == []
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert until(lambda: page.locator("#status-text").inner_text() == "not connected")
+        page.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_visitors_own_camera(onnx_artifact: Path, browser: Any) -> None:
+    with serving(onnx_artifact, source="browser") as web:
+        context = browser.new_context(viewport={"width": 390, "height": 844}, permissions=["camera"])
+        page = context.new_page()
+        page.goto(web.url)
+        page.locator("#camera").click(timeout=10_000)
+        assert until(lambda: page.locator("#label").inner_text() in LABELS)
+        assert until(lambda: web.pipeline.grabber.grabbed > 5)
+        assert web.pipeline.live is not None and web.pipeline.live.stamp is not None
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        context.close()

@@ -1,0 +1,65 @@
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dtkd_edge.errors import UsageError
+from dtkd_edge.export.targets import TARGETS, request, support_table
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+MODES = ("clip", "stream")
+
+
+@pytest.mark.parametrize(("target", "precision", "mode"), list(itertools.product(TARGETS, PRECISIONS, MODES)))
+def test_every_combination_is_legal_or_refused_with_a_legal_one(target: str, precision: str, mode: str) -> None:
+    row = TARGETS[target]
+    if precision in row.precisions and mode in row.modes:
+        assert request(target, precision, mode).folder.startswith(f"{target}-{precision}")
+        return
+    with pytest.raises(UsageError) as caught:
+        request(target, precision, mode)
+    words = caught.value.hint.split()
+    asked = {words[i].lstrip("-"): words[i + 1] for i in range(1, len(words), 2)}
+    request(asked["target"], asked.get("precision"), asked.get("mode", "clip"))  # the advice itself is legal
+
+
+def test_defaults() -> None:
+    assert request("onnx").precision == "fp32"
+    assert request("openvino").precision == "fp32"
+    assert request("tensorrt").precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"target": "openvio"}, "openvino"),
+        ({"target": "onnx", "precision": "fp61"}, "fp16"),
+        ({"target": "onnx", "batch": 0}, "--batch 1"),
+        ({"target": "tensorrt", "dynamic_batch": True}, "--batch 1"),
+        ({"target": "onnx", "workspace": 5}, "--target tensorrt"),
+    ],
+)
+def test_refusals_name_the_nearest(arguments: dict, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        request(**arguments)
+    assert words in caught.value.hint
+    assert "\n" not in caught.value.message + caught.value.hint
+
+
+def test_the_help_names_every_target() -> None:
+    from typer.testing import CliRunner
+
+    from dtkd_edge.cli import app
+
+    text = CliRunner().invoke(app, ["export", "--help"]).output
+    assert all(name in text for name in TARGETS)
+
+
+def test_the_readme_has_the_table() -> None:
+    readme = Path(__file__).parents[2] / "export" / "README.md"
+    assert support_table() in readme.read_text(encoding="utf-8")
+
+
+def test_support_table_has_a_row_for_each() -> None:
+    rows = support_table().splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == list(TARGETS)

@@ -1,0 +1,309 @@
+"""Run by test_tensorrt.py in a process of its own that has TensorRT's real bindings over stub libraries.
+
+Every object that our code gets is an autospec of the real class: a name that this TensorRT does not have is an AttributeError,
+and a call that does not fit the signature in the binding's docstring is a TypeError.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+import types
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import tensorrt_bindings as trt
+
+from dtkd_edge.deploy.backends import tensorrt as runner_module
+from dtkd_edge.errors import ArtifactError, DtkdEdgeError, MissingDependency
+from dtkd_edge.export import tensorrt as builder_module
+from dtkd_edge.export.targets import request
+
+
+def signatures(method: Any) -> list[inspect.Signature]:
+    """pybind11 writes signatures into the docstring, one per overload."""
+    found = []
+    for line in (method.__doc__ or "").splitlines():
+        match = re.match(r"(?:\d+\. )?\w+\((self: [^,)]*.*)\) -> ", line.strip())
+        if not match:
+            continue
+        parameters = []
+        for part in re.split(r", (?=\w+: )", match.group(1)):
+            name, _, rest = part.partition(": ")
+            optional = " = " in rest or bool(parameters and parameters[-1].default is None)  # pybind11 lets a required one follow
+            default = None if optional else inspect.Parameter.empty
+            parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
+        found.append(inspect.Signature(parameters))
+    return found
+
+
+def spec(cls: type, **results: Any) -> Any:
+    """An instance that has what the class has, takes what its methods take, and returns what `results` says."""
+    double = mock.create_autospec(cls, instance=True, spec_set=True)
+    for name in dir(cls):
+        member = getattr(cls, name)
+        if name.startswith("_") or not callable(member):
+            continue
+        fits = signatures(member)
+
+        def call(*args: Any, _name: str = name, _fits: list = fits, **kwargs: Any) -> Any:
+            failures = []
+            for signature in _fits:
+                try:
+                    signature.bind(None, *args, **kwargs)
+                    break
+                except TypeError as error:
+                    failures.append(error)
+            else:
+                if failures:
+                    raise failures[0]
+            result = results.get(_name)
+            return result(*args, **kwargs) if isinstance(result, types.FunctionType) else result
+
+        getattr(double, name).side_effect = call
+    for name, value in results.items():
+        if not callable(getattr(cls, name)):
+            setattr(double, name, value)
+    return double
+
+
+class Stage:
+    """The tensorrt module as our builder sees it: real enumerations and logger, specs where the libraries would be needed."""
+
+    def __init__(self, *, parses: bool = True, engine: bytes | None = b"ENGINE", errors: list[Any] | None = None) -> None:
+        errors = errors or []
+        # In use these are C++ objects that hand out buffers; bytes are a buffer too.
+        self.cache = spec(trt.ITimingCache, serialize=b"TIMINGS")
+        self.config = spec(trt.IBuilderConfig, create_timing_cache=self.cache, set_timing_cache=True, get_timing_cache=self.cache)
+        self.network = spec(trt.INetworkDefinition)
+        self.builder = spec(
+            trt.Builder, create_network=self.network, create_builder_config=self.config, build_serialized_network=engine
+        )
+        self.parser = spec(trt.OnnxParser, parse_from_file=parses, get_error=lambda index: errors[index], num_errors=len(errors))
+        self.logger: Any = None
+        self.module = types.SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt) if not name.startswith("__")})
+        self.module.__version__ = trt.__version__
+        self.module.Builder = self._builder
+        self.module.OnnxParser = lambda network, logger: self.parser
+
+    def _builder(self, logger: Any) -> Any:
+        assert isinstance(logger, trt.ILogger)
+        self.logger = logger
+        return self.builder
+
+
+def build(stage: Stage, folder: Path, precision: str = "fp16", **options: Any) -> Path:
+    (folder / "model.onnx").write_bytes(b"onnx")
+    builder_module.build_engine(
+        stage.module, folder / "model.onnx", folder / "model.engine", request("tensorrt", precision, **options),
+        timing_cache=folder / "cache" / "timing.cache", log=folder / "build.log",
+    )  # fmt: skip
+    return folder / "model.engine"
+
+
+def test_a_strongly_typed_network_and_pure_engine_bytes(tmp_path: Path) -> None:
+    stage = Stage()
+    assert build(stage, tmp_path, workspace=256, optimization_level=4).read_bytes() == b"ENGINE"
+    (flags,) = stage.builder.create_network.call_args.args
+    assert flags == 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    stage.config.set_memory_pool_limit.assert_called_once_with(trt.MemoryPoolType.WORKSPACE, 256 << 20)
+    assert stage.config.builder_optimization_level == 4
+    stage.config.set_flag.assert_not_called()  # precision is in the graph alone
+    stage.config.clear_flag.assert_not_called()
+    assert (tmp_path / "build.log").exists()
+
+
+def test_fp32_is_fp32_and_not_tf32(tmp_path: Path) -> None:
+    stage = Stage()
+    build(stage, tmp_path, "fp32")
+    stage.config.clear_flag.assert_called_once_with(trt.BuilderFlag.TF32)
+
+
+def test_the_timing_cache_is_kept_and_read_again(tmp_path: Path) -> None:
+    first, second = Stage(), Stage()
+    build(first, tmp_path)
+    first.config.create_timing_cache.assert_called_once_with(b"")
+    assert (tmp_path / "cache" / "timing.cache").read_bytes() == b"TIMINGS"
+    build(second, tmp_path)
+    second.config.create_timing_cache.assert_called_once_with(b"TIMINGS")
+
+
+def test_parser_errors_become_node_names_and_advice(tmp_path: Path) -> None:
+    error = spec(
+        trt.ParserError, node_name="node_conv_3", node_operator="Conv", desc="no kernel\nfor that", node=3,
+        code=trt.ErrorCode.UNSUPPORTED_NODE,
+    )  # fmt: skip
+    with pytest.raises(DtkdEdgeError) as caught:
+        build(Stage(parses=False, errors=[error, error]), tmp_path)
+    assert "node node_conv_3 (Conv): no kernel for that (and 1 more)" in caught.value.message
+    assert "replace that operation" in caught.value.hint
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_a_failed_build_quotes_tensorrt_and_keeps_the_log(tmp_path: Path) -> None:
+    stage = Stage(engine=None)
+    stage.builder.build_serialized_network.side_effect = lambda *_: stage.logger.log(trt.ILogger.ERROR, "out of memory")
+    with pytest.raises(DtkdEdgeError, match="out of memory"):
+        build(stage, tmp_path)
+    assert "out of memory" in (tmp_path / "build.log").read_text()
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_an_old_tensorrt_is_refused(tmp_path: Path) -> None:
+    stage = Stage()
+    stage.module.__version__ = "8.6.1"
+    with pytest.raises(MissingDependency, match=r"8\.6\.1 is too old"):
+        build(stage, tmp_path)
+
+
+def test_every_error_code_we_advise_on_exists() -> None:
+    source = inspect.getsource(builder_module.parse_error)
+    codes = set(re.findall(r'"([A-Z_]{8,})"', source))
+    assert codes and codes <= set(trt.ErrorCode.__members__)
+
+
+REAL_CUDA = runner_module.Cuda
+
+
+class Device:
+    """A GPU made of host memory, for the runner."""
+
+    name, compute_capability = "Test GPU", "8.7"
+
+    def __init__(self, index: int) -> None: ...
+    def stream(self) -> int:
+        return 1
+
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        from dtkd_edge.deploy.backends import tensorrt
+
+        return tensorrt._Buffer(np.zeros(shape, dtype), 2, 3)
+
+    def __getattr__(self, name: str) -> Any:
+        if not hasattr(REAL_CUDA, name):
+            raise AttributeError(name)
+        return lambda *_: None
+
+
+def _runner(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    from dtkd_edge.deploy.backends import tensorrt
+
+    tensors = {"frames": (trt.TensorIOMode.INPUT, trt.DataType.UINT8), "action": (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT)}
+    context = spec(
+        trt.IExecutionContext, set_input_shape=True, set_tensor_address=True, execute_async_v3=True,
+        get_tensor_shape=lambda name: (1, 2) if name == "action" else (1, 8, 8, 8, 3),
+    )  # fmt: skip
+    engine = spec(
+        trt.ICudaEngine, num_io_tensors=2, get_tensor_name=lambda i: list(tensors)[i],
+        create_execution_context=lambda *_: context,
+        get_tensor_mode=lambda name: tensors[name][0], get_tensor_dtype=lambda name: tensors[name][1],
+        get_tensor_shape=lambda name: (1, 2) if name == "action" else (1, 8, 8, 8, 3),
+    )  # fmt: skip
+    runtime = spec(trt.Runtime, deserialize_cuda_engine=lambda data: engine if data == b"ENGINE" else None)
+    module = types.SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt) if not name.startswith("__")})
+    module.__version__ = trt.__version__
+    module.Runtime = lambda logger: runtime
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: module)
+    monkeypatch.setattr(tensorrt, "Cuda", Device)
+    return tensorrt, engine, context
+
+
+@pytest.fixture
+def engine_folder(tmp_path: Path) -> Path:
+    """An artefact with an engine for the device above, made by the real command path's own pieces."""
+    from dtkd_edge.artifact import EngineKey, InputPart, Manifest, ModelPart, OutputPart, new_artifact, now
+    from dtkd_edge.preprocess import Preprocess, Sampling
+
+    manifest = Manifest(
+        schema="dtkd-edge/artifact/1", name="t", created=now(), target="tensorrt", precision="fp16", effective_precision="fp16",
+        model=ModelPart(name="m", frames=8, stride=1, size=8, parameters=1, macs=1), input=InputPart(shape=[1, 8, 8, 8, 3]),
+        preprocess=Preprocess(resize_short=8, crop=8, sampling=Sampling()),
+        outputs=[OutputPart(name="action", head="action", classes=2)],
+        labels={"action": ["a", "b"]},
+        engine_key=EngineKey(gpu="Test GPU", compute_capability="8.7", tensorrt=trt.__version__),
+    )  # fmt: skip
+    with new_artifact(tmp_path / "artifact", manifest) as aside:
+        (aside / "model.engine").write_bytes(b"ENGINE")
+        (aside / "model.onnx").write_bytes(b"onnx")
+    return tmp_path / "artifact"
+
+
+def test_the_runner_uses_names_that_exist(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dtkd_edge.artifact import Artifact
+
+    tensorrt, _, context = _runner(monkeypatch)
+    with tensorrt.open_backend(Artifact.open(engine_folder)) as backend:
+        out = backend.run(np.zeros((1, 8, 8, 8, 3), np.uint8))
+    assert out["action"].shape == (1, 2)
+    context.execute_async_v3.assert_called_once()
+
+
+def test_each_inference_takes_its_gpu_in_the_thread_that_runs_it(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's current device belongs to the thread; the live demo opens in one and infers in another."""
+    from dtkd_edge.artifact import Artifact
+
+    tensorrt, _, _ = _runner(monkeypatch)
+    used: list[int] = []
+    monkeypatch.setattr(Device, "use", lambda self: used.append(threading.get_ident()), raising=False)
+    with tensorrt.open_backend(Artifact.open(engine_folder)) as backend:
+        thread = threading.Thread(target=backend.run, args=(np.zeros((1, 8, 8, 8, 3), np.uint8),))
+        thread.start()
+        thread.join()
+    assert used == [thread.ident]
+
+
+def test_an_engine_from_elsewhere_is_refused_before_it_is_loaded(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dtkd_edge.artifact import Artifact
+
+    tensorrt, engine, _ = _runner(monkeypatch)
+    monkeypatch.setattr(Device, "compute_capability", "9.0")
+    with pytest.raises(ArtifactError) as caught:
+        tensorrt.open_backend(Artifact.open(engine_folder))
+    assert "--target tensorrt" in caught.value.hint
+    engine.create_execution_context.assert_not_called()
+
+
+def test_the_doubles_refuse_what_this_tensorrt_refuses() -> None:
+    builder = spec(trt.Builder)
+    with pytest.raises(TypeError):
+        builder.create_network(1, 2)
+    with pytest.raises(AttributeError):
+        builder.build_cuda_engine()
+    with pytest.raises(AttributeError):
+        spec(trt.IBuilderConfig).max_workspace_size = 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_an_engine_ready_folder_becomes_an_engine(engine_folder: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    """The whole command on the device: the folder is replaced by one with engine, key and verification; or it is left alone."""
+    from dtkd_edge.artifact import Artifact, new_artifact
+    from dtkd_edge.export import command, verify
+
+    ready = Artifact.open(engine_folder).manifest.model_copy(update={"engine_key": None})
+    golden = verify.Golden(np.zeros((4, 8, 8, 8, 3), np.uint8), np.arange(4) < 3, {"action": np.zeros((4, 2), np.float32)})
+    with new_artifact(engine_folder, ready) as aside:
+        (aside / "model.onnx").write_bytes(b"onnx")
+        golden.save(aside / verify.GOLDEN)
+    tensorrt, _, _ = _runner(monkeypatch)
+    stage = Stage(engine=b"ENGINE" if works else None)
+    stage.module.Runtime = tensorrt.import_tensorrt().Runtime
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: stage.module)
+    monkeypatch.setenv("DTKD_EDGE_CACHE", str(engine_folder.parent / "cache"))
+    if works:
+        assert command.export(engine_folder, target="tensorrt", workspace=64) == engine_folder
+        built = Artifact.open(engine_folder)
+        assert set(built.manifest.files) == {"model.onnx", "model.engine", "golden.npz", "build.log"}
+        assert built.manifest.engine_key is not None and built.manifest.engine_key.gpu == "Test GPU"
+        assert built.manifest.tools["tensorrt"] == trt.__version__
+        assert built.manifest.verify is not None and built.manifest.verify.passed
+        assert list((engine_folder.parent / "cache" / "tensorrt").glob("timing-Test_GPU-8.7-*.cache"))
+    else:
+        before = {f.name: f.read_bytes() for f in engine_folder.iterdir()}
+        with pytest.raises(DtkdEdgeError, match="builds no engine"):
+            command.export(engine_folder, target="tensorrt")
+        assert {f.name: f.read_bytes() for f in engine_folder.iterdir()} == before
+        assert (engine_folder.parent / "artifact.build.log").exists()

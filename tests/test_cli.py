@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dtkd_edge import cli
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+COMMANDS = ["train", "eval", "export", "bench", "predict", "demo", "models", "doctor", "data"]
+
+
+def test_help_names_every_command(dtkd_edge: Run) -> None:
+    done = dtkd_edge("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert f" {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "data synth", "data check"])
+def test_every_command_explains_itself(dtkd_edge: Run, command: str) -> None:
+    done = dtkd_edge(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert done.stderr == ""
+
+
+def test_version(dtkd_edge: Run) -> None:
+    assert re.fullmatch(r"dtkd-edge \d+\.\d+\.\d+\n", dtkd_edge("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["train", "--nonsense"],
+        ["train", "a", "b"],
+        ["export", "--batch", "0"],
+        ["export", "--batch", "x"],
+        ["predict"],
+    ],
+)
+def test_wrong_usage_exits_2(dtkd_edge: Run, args: list[str]) -> None:
+    done = dtkd_edge(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+BAD_INPUT = [
+    (["train", "nowhere"], "nowhere: no recipe of that name", "shipped recipes: "),
+    (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file", "shipped recipes: "),
+    (["train", "--set", "trian.epochs=1"], "recipe quickstart: unknown key trian", "known keys there: "),
+    (["train", "--set", "train.epochs=many"], "train.epochs: Input should be a valid integer", "--set"),
+    (["train", "--set", "train.lr=-1"], "train.lr: Input should be greater than 0", "--set"),
+    (["train", "--set", "train.lr"], "--set train.lr: expected a.b=value", "for example"),
+    (["train", "--set", "student.model=tsm_tinny"], "tsm_tinny", ""),
+    (["export"], "no finished run below ./runs", "dtkd-edge train"),
+    (["export", "nowhere"], "nowhere: not a run folder", "dtkd-edge train"),
+    (["bench"], "no finished run below ./runs", "dtkd-edge train"),
+    (["bench", "nowhere"], "nowhere: no artefact here", "dtkd-edge export"),
+    (["eval", "nowhere"], "nowhere", ""),
+    (["predict", "nowhere", "clip.mp4"], "nowhere: no artefact here", "dtkd-edge export"),
+    (["demo", "nowhere", "--source", "pattern", "--view", "none"], "nowhere", ""),
+    (["models", "tsm_tinny"], "tsm_tinny", "dtkd-edge models"),
+]
+
+
+@pytest.fixture
+def main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line within this process (torch loads once), in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dtkd-edge", *args])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return int(stopped.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(("args", "message", "hint"), BAD_INPUT, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_bad_input_exits_3_with_two_lines(
+    main: Callable[..., tuple[int, str, str]], tmp_path: Path, args: list[str], message: str, hint: str
+) -> None:
+    code, out, err = main(*args)
+    assert code == 3, err
+    assert out == ""
+    error, fix = err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert message in error
+    assert fix.startswith("  fix: ")
+    assert hint in fix
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+
+
+def test_debug_shows_the_traceback_anywhere_on_the_line(main: Callable[..., tuple[int, str, str]]) -> None:
+    for args in (["--debug", "export"], ["export", "--debug"]):
+        code, _, err = main(*args)
+        assert code == 3
+        assert "Traceback" in err
+        assert err.splitlines()[-2].startswith("error: no finished run")
+
+
+def test_a_library_that_is_not_installed_exits_4_with_the_install_line(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "dtkd_edge", "train"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.splitlines()[-2:] == [
+        "error: the Python library torch is not installed",
+        '  fix: pip install "dtkd-edge[train]"',
+    ]
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m dtkd_edge --help | head -n 1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_ctrl_c_exits_130_without_a_traceback(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from dtkd_edge import cli
+@cli.app.command()
+def wait() -> None:
+    print("waiting", flush=True)
+    time.sleep(60)
+sys.argv = ["dtkd-edge", "wait"]
+cli.main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtkd_edge import recipe
+from dtkd_edge.errors import RecipeError
+
+SMALL = {"name": "small", "student": {"model": "tsm_tiny"}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_parses_and_comes_back(name: str, tmp_path: Path) -> None:
+    loaded = recipe.load(name)
+    again = tmp_path / "again.yaml"
+    again.write_text(loaded.to_yaml(), encoding="utf-8")
+    assert recipe.load(again) == loaded
+    assert recipe.load(name, ["seed=7"]).seed == 7
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_names_models_that_exist(name: str) -> None:
+    models = pytest.importorskip("dtkd_edge.models", reason="needs torch")
+    loaded = recipe.load(name)
+    teachers = [t for t in (loaded.teachers.cnn, loaded.teachers.vit) if t]
+    for model in [loaded.student, *teachers]:
+        assert any(fnmatch.fnmatchcase(model.model, known) for known in models.list_models())  # a family is 'tsm_*'
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("sead", "1", "unknown key sead"),
+        ("data.clip", "100", "unknown key data.clip"),
+        ("train.lr.x", "1", "train.lr"),
+        ("seed", "-1", "seed: Input should be greater than or equal to 0 (given: -1)"),
+        ("seed", "one", "seed: Input should be a valid integer"),
+        ("train.lr", "0", "train.lr: Input should be greater than 0"),
+        ("train.lr", ".nan", "train.lr"),
+        ("distill.kd", ".inf", "distill.kd: Input should be a finite number"),
+        ("train.optimizer", "adam", "train.optimizer: Input should be 'adamw' or 'sgd' (given: 'adam')"),
+        ("augment.scale", "[0.9, 0.2]", "augment: scale: expected 0.05 <= low <= high <= 1"),
+        ("augment.flip", "maybe", "augment.flip: Input should be a valid boolean"),
+        ("name", "../evil", "name: String should match pattern"),
+        ("name", "", "name: Input should be a valid string"),
+        ("student", "tsm_tiny", "student: Input should be a valid dictionary"),
+        ("data.sampling", "every", "data.sampling: Input should be 'uniform' or 'dense'"),
+        ("train.epochs", "1.5", "train.epochs: Input should be a valid integer"),
+        ("teachers.cnn.train.epochs", "0", "teachers.cnn.train.epochs"),
+    ],
+)
+def test_a_wrong_value_is_named(path: Path, key: str, value: str, said: str) -> None:
+    base = ["teachers.cnn.model=tsm_tiny"] if key.startswith("teachers") else []
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(path, [*base, f"{key}={value}"])
+    assert said in caught.value.message
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(path, ["data.frames=8"])
+    assert "frame_size" in caught.value.hint
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(path, ["teachers.cnn.model=x", "teachers.cnn.trane.epochs=8"])
+    assert caught.value.message.endswith("unknown key teachers.cnn.trane")
+    assert "weights" in caught.value.hint
+
+
+def test_set_reads_yaml_values_and_goes_deep(path: Path) -> None:
+    loaded = recipe.load(
+        path,
+        [
+            "train.lr=1e-3",
+            "data.root=/data/set",
+            "augment.scale=[0.5, 1]",
+            "student.options={width: 2}",
+            "teachers.cnn.model=tsm_tiny",
+        ],
+    )
+    assert loaded.train.lr == 1e-3
+    assert loaded.data.root == Path("/data/set")
+    assert loaded.augment.scale == (0.5, 1.0)
+    assert loaded.student.options == {"width": 2}
+    assert loaded.teachers.cnn is not None
+    assert loaded.teachers.cnn.model == "tsm_tiny"
+    assert recipe.load(path, ["data.root=null"]).data.root is None
+    assert recipe.load(path, ["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    "override", ["seed", "=1", "seed.a=1", "seed=[", "seed={1: ", "seed=2024-13-45", "seed=0x_", "", "=", "a..b=1"]
+)
+def test_a_malformed_override_is_named(path: Path, override: str) -> None:
+    with pytest.raises(RecipeError):
+        recipe.load(path, ["seed=0", override])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "expected keys and values"),
+        ("- a\n- b\n", "expected keys and values"),
+        ("name: [", "not YAML"),
+        ("name: a\n\tstudent: b\n", "not YAML"),
+        ("name: 2024-13-45", "not YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "not YAML"),
+        ("[" * 5000, "not YAML"),
+        ("&a {name: *a}", "recipe"),
+        ("student: {model: x}", "name: Field required"),
+        ("1: 2", "recipe"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said) as caught:
+        recipe.load(path)
+    assert str(path) in caught.value.message
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        recipe.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(RecipeError, match="no recipe of that name"):
+        recipe.load("nowhere")
+    (tmp_path / "video.yaml").write_bytes(b"\x00\xff\xfe")
+    with pytest.raises(RecipeError, match="not readable"):
+        recipe.load(tmp_path / "video.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        recipe.load(tmp_path / "folder.yaml")
+
+
+@given(st.text(alphabet="ab:-[]{}&*!|>'\"#%@,. \n\t0123456789x_eé\x00", max_size=60))
+def test_any_text_is_read_or_refused_clearly(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "recipe.yaml")
+        path.write_text(text, encoding="utf-8")
+        try:
+            recipe.load(path)
+        except RecipeError as error:
+            assert "\n" not in error.message
+
+
+@given(key=st.text(min_size=1, max_size=12), value=st.text(max_size=20))
+def test_any_override_is_applied_or_refused_clearly(key: str, value: str) -> None:
+    raw = {"name": "small", "student": {"model": "tsm_tiny"}}
+    try:
+        recipe.set_value(raw, f"{key}={value}")
+        recipe.parse(raw)
+    except RecipeError:
+        pass
+
+
+def test_preprocess_follows_the_recipe(path: Path) -> None:
+    loaded = recipe.load(path, ["data.eval_crop=0.875", "data.sampling=dense", "data.stride=4"])
+    wanted = loaded.preprocess(frames=16, size=112)
+    assert (wanted.resize_short, wanted.crop) == (128, 112)
+    assert (wanted.sampling.kind, wanted.sampling.frames, wanted.sampling.stride) == ("dense", 16, 4)

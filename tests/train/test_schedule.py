@@ -1,0 +1,49 @@
+"""Learning-rate schedule and parameter groups."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtkd_edge.models import create_model
+from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
+
+
+@given(total=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["cosine", "constant"]))
+def test_rate_rises_then_never_rises_again(total: int, warmup: float, schedule: str) -> None:
+    config = OptimConfig.model_validate({"warmup": warmup, "schedule": schedule})
+    rates = [learning_rate(config, step, total) for step in range(total)]
+    assert all(0 <= r <= 1 for r in rates)
+    top = rates.index(max(rates))
+    assert all(a <= b for a, b in itertools.pairwise(rates[: top + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[top:]))
+
+
+def test_cosine_is_half_way_in_the_middle_and_nearly_zero_at_the_end() -> None:
+    config = OptimConfig(warmup=0.0)
+    assert learning_rate(config, 0, 100) == 1.0
+    assert math.isclose(learning_rate(config, 50, 100), 0.5)
+    assert learning_rate(config, 99, 100) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_groups(name: str) -> None:
+    model = create_model("tsm_tiny", 4, size=32)
+    config = OptimConfig.model_validate({"optimizer": name, "lr": 0.1, "head_lr": 5, "weight_decay": 0.3})
+    optimizer = make_optimizer(config, model, model)
+    rows = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rows[id(parameter)] = (group["weight_decay"], group["lr"])
+    assert len(rows) == sum(1 for _ in model.parameters())
+    for parameter_name, parameter in model.named_parameters():
+        decay, lr = rows[id(parameter)]
+        assert decay == (0.3 if parameter.ndim > 1 else 0.0)
+        assert lr == pytest.approx(0.5 if parameter_name.startswith("head.") else 0.1)
+    set_learning_rate(optimizer, 0.5)
+    assert sorted({round(g["lr"], 6) for g in optimizer.param_groups}) == [0.05, 0.25]
+    assert isinstance(optimizer, torch.optim.Optimizer)

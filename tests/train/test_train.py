@@ -1,0 +1,333 @@
+"""`dtkd-edge train` as its user runs it: the run folder, exact resume after kills, broken clips, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_cases import SMALL, command, run_cli, with_sets
+
+from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, RecipeError
+from dtkd_edge.train import loop
+from dtkd_edge.train.checkpoint import TrainState, save_state
+from dtkd_edge.train.command import parse_views, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, motion_root: Path) -> Path:
+    """One whole run through the command line."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run_cli("train", *with_sets([f"data.root={motion_root}", *SMALL]), "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "student" in done.stdout
+    return folder / "run"
+
+
+class Stop(Exception): ...
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, motion_root: Path) -> Path:
+    """A run that ended right after the second of the student's three epochs was saved."""
+
+    def save_then_stop(path: Path, state: TrainState) -> None:
+        save_state(path, state)
+        if path.stem == "student" and state.epoch == 2:
+            raise Stop
+
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_state", save_then_stop)
+        with pytest.raises(Stop):
+            train("quickstart", overrides=[f"data.root={motion_root}", *SMALL], out=run)
+    return run
+
+
+def entries(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_run_folder_is_whole(finished: Path) -> None:
+    for name in ("recipe.yaml", "log.jsonl", "metrics.json", "student.safetensors", "student.json", "checkpoints/student.pt"):
+        assert (finished / name).is_file(), name
+    assert list((finished / "tensorboard").glob("events.*"))
+    for teacher in ("cnn", "vit"):
+        assert (finished / "teachers" / f"{teacher}.safetensors").is_file()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics["teachers"]) == {"cnn", "vit"}
+    assert metrics["clips"] == {"train": 64, "student": 48, "val": 32}
+    assert 0 <= metrics["student"]["action_top1"] <= 1
+
+
+def test_log_has_every_term_omega_and_the_variance_of_the_residual(finished: Path) -> None:
+    student = [e for e in entries(finished) if e.get("phase") == "student" and "epoch" in e]
+    assert [e["epoch"] for e in student] == [1, 2, 3]
+    for entry in student:
+        assert {"loss", "loss_ce", "loss_kd", "loss_sdd", "loss_align", "loss_rkd", "residual_var", "lr"} <= set(entry)
+        assert entry["omega_cnn"] + entry["omega_vit"] == pytest.approx(1, abs=1e-4)  # type: ignore[operator]
+        assert entry["residual_var"] > 0.01  # type: ignore[operator]
+    assert {e["phase"] for e in entries(finished) if "epoch" in e} == {"cnn", "vit", "student"}
+
+
+def test_student_is_saved_without_the_training_only_branches(finished: Path) -> None:
+    from dtkd_edge.models.saved import load_model
+
+    saved = load_file(finished / "student.safetensors")
+    task = torch.load(finished / "checkpoints" / "student.pt", weights_only=True)["task"]
+    assert any(key.startswith("branch.") for key in task)
+    assert set(saved) == {key.removeprefix("student.") for key in task if key.startswith("student.")}
+    model, _ = load_model(finished / "student")
+    assert all(torch.equal(value, task[f"student.{key}"]) for key, value in model.state_dict().items())
+
+
+def test_a_finished_run_is_left_alone(finished: Path) -> None:
+    before = (finished / "student.safetensors").read_bytes()
+    again = run_cli("train", "--out", str(finished), "--resume", cwd=finished.parent)
+    assert again.returncode == 0 and "finished" in again.stderr
+    refused = run_cli("train", "--out", str(finished), cwd=finished.parent)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    assert (finished / "student.safetensors").read_bytes() == before
+
+
+def test_eval_repeats_the_runs_accuracy(finished: Path) -> None:
+    done = run_cli("eval", str(finished), "--json", "-", cwd=finished.parent)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert result["heads"]["action"]["top1"] == pytest.approx(metrics["student"]["action_top1"])
+    assert result["n"] == 32 and result["views"] == "1x1"
+
+
+def test_resume_keeps_the_log_of_every_finished_epoch(stopped: Path, finished: Path, tmp_path: Path) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    with (run / "log.jsonl").open("a") as log:
+        log.write('{"phase": "student", "epo')  # a kill in the middle of a line
+    train("quickstart", overrides=[], out=run, resume=True)
+    said = entries(run)
+    assert [e["epoch"] for e in said if e.get("phase") == "student" and "epoch" in e] == [1, 2, 3]
+    assert any("resumed after epoch 2 of 3" in str(e.get("note")) for e in said)
+    assert sum("started" in e for e in said) == 2
+    ours, theirs = load_file(run / "student.safetensors"), load_file(finished / "student.safetensors")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_resume_takes_a_changed_learning_rate(stopped: Path, tmp_path: Path) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    train("quickstart", overrides=["train.lr=1e-9"], out=run, resume=True)
+    assert entries(run)[-1]["epoch"] == 3 and entries(run)[-1]["lr"] < 1e-9  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "change", ["student.options={width: 24}", "distill.sdd=0", "train.optimizer=sgd", "distill.branch.tap=x"]
+)
+def test_resume_of_another_model_or_method_is_refused_and_the_run_stays_as_it_was(
+    stopped: Path, tmp_path: Path, change: str
+) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    kept = {name: (run / name).read_bytes() for name in ("recipe.yaml", "checkpoints/student.pt")}
+    with pytest.raises((CheckpointError, RecipeError)) as refused:
+        train("quickstart", overrides=[change], out=run, resume=True)
+    assert len(refused.value.message) < 400 and refused.value.hint
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_cut_off_checkpoint_is_named(stopped: Path, tmp_path: Path, size: int) -> None:
+    run = copy_of(stopped, tmp_path / "run")
+    os.truncate(run / "checkpoints" / "student.pt", size)
+    with pytest.raises(CheckpointError, match=r"student\.pt: not a checkpoint"):
+        train("quickstart", overrides=[], out=run, resume=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, small: list[str]) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3000k", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount")
+    try:
+        full = run_cli("train", *with_sets(small), "--out", str(disk / "run"), cwd=tmp_path)
+        assert full.returncode == 3 and "student.pt: the disk is full" in full.stderr, full.stderr
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        again = run_cli("train", "--out", str(disk / "run"), "--resume", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert (disk / "run" / "student.safetensors").read_bytes() == (finished / "student.safetensors").read_bytes()
+    finally:
+        subprocess.run(["umount", disk], check=False)
+
+
+@pytest.mark.gpu
+def test_the_devices_random_state_is_kept_too() -> None:
+    from dtkd_edge.recipe import OptimConfig
+
+    device, layer = torch.device("cuda"), torch.nn.Linear(2, 2).cuda()
+    phase = loop.Phase("student", OptimConfig(), layer, None, [], None, device, 0, Path())  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(layer.parameters())
+    state = loop.current_state(phase, optimizer, 1, 1)
+    drawn = torch.rand(8, device=device)
+    loop.restore(phase, optimizer, state)
+    assert torch.equal(torch.rand(8, device=device), drawn)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_bit_for_bit_the_run_that_was_not(finished: Path, tmp_path: Path, small: list[str]) -> None:
+    run = tmp_path / "run"
+    arguments = command("train", *with_sets(small), "--out", str(run), "--resume")
+    for wait_for in ("checkpoints/cnn.pt", "teachers/vit.json", "checkpoints/student.pt"):
+        with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 120
+            while not (run / wait_for).is_file() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+    assert (run / "checkpoints" / "student.pt").is_file()
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    for name in ("student", "teachers/cnn", "teachers/vit"):
+        ours, theirs = load_file(run / f"{name}.safetensors"), load_file(finished / f"{name}.safetensors")
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+    epochs = [(e["phase"], e["epoch"]) for e in entries(run) if "epoch" in e]
+    assert len(epochs) == len(set(epochs)) == 2 + 2 + 3
+
+
+@pytest.mark.slow
+def test_interrupt_says_how_to_go_on(tmp_path: Path, small: list[str]) -> None:
+    run = tmp_path / "run"
+    arguments = command("train", *with_sets([*small, "train.epochs=500"]), "--out", str(run))
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (run / "checkpoints" / "student.pt").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors and "Traceback" not in errors
+
+
+def test_student_alone_trains_no_teacher(tmp_path: Path, small: list[str]) -> None:
+    run = train("quickstart", overrides=[*small, "distill.method=ce", "train.epochs=1"], out=tmp_path / "ce")
+    assert not (run / "teachers").exists()
+    assert json.loads((run / "metrics.json").read_text())["teachers"] == {}
+
+
+def test_finished_teachers_are_read_from_files(finished: Path, tmp_path: Path, small: list[str]) -> None:
+    weights = [f"teachers.{n}.weights={finished / 'teachers' / n}.safetensors" for n in ("cnn", "vit")]
+    overrides = [*small, *weights, "teachers.cnn.train=null", "teachers.vit.train=null", "train.epochs=1"]
+    run = train("quickstart", overrides=overrides, out=tmp_path / "again")
+    assert not (run / "checkpoints" / "cnn.pt").exists()
+    ours = json.loads((run / "metrics.json").read_text())["teachers"]
+    assert ours == json.loads((finished / "metrics.json").read_text())["teachers"]
+
+
+def copy_of(root: Path, to: Path) -> Path:
+    shutil.copytree(root, to)
+    return to
+
+
+def test_broken_clips_are_named_counted_and_skipped(finished: Path, motion_root: Path, tmp_path: Path, small: list[str]) -> None:
+    root = copy_of(motion_root, tmp_path / "set")
+    rows = (root / "train.csv").read_text().splitlines()[1:]
+    clips = [root / row.split(",")[0] for row in rows]
+    clips[3].write_bytes(b"")
+    clips[5].write_bytes(clips[5].read_bytes()[:200])
+    folder = [f"data.root={root}", "data.kind=folder", "data.student_clips=null"]
+    overrides = [*[s for s in small if not s.startswith("data.")], *folder, "distill.method=ce", "train.epochs=1"]
+    run = train("quickstart", overrides=overrides, out=tmp_path / "run")
+    named = [e["broken"] for e in entries(run) if "broken" in e]
+    assert len(named) == 2 and any(clips[3].name in str(n) for n in named) and any(clips[5].name in str(n) for n in named)
+    for clip in clips[:16]:
+        clip.write_bytes(b"")
+    done = run_cli("train", *with_sets(overrides), "--out", "many", cwd=tmp_path)
+    assert done.returncode == 3 and "max_broken" in done.stderr and "Traceback" not in done.stderr
+
+
+def folders_of(motion_root: Path, root: Path) -> Path:
+    """train/ and val/ with 16 clips each, in two classes."""
+    for number, row in enumerate((motion_root / "train.csv").read_text().splitlines()[1:33]):
+        clip = root / ("train", "val")[number % 2] / ("a", "b")[number // 2 % 2] / f"{number}.mp4"
+        clip.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(motion_root / row.split(",")[0], clip)
+    return root
+
+
+TINY = ["student.model=tsm_tiny", "student.size=24", "student.options={}", "distill.method=ce", "train.epochs=1", "threads=1"]
+
+
+def test_broken_validation_clips_are_named_and_stop_the_run(motion_root: Path, tmp_path: Path) -> None:
+    root = folders_of(motion_root, tmp_path / "set")
+    (root / "val" / "a" / "1.mp4").write_bytes(b"")
+    overrides = [f"data.root={root}", *TINY]
+    with pytest.raises(DataError, match="1 of 16 validation clips do not decode"):
+        train("folder", overrides=overrides, out=tmp_path / "strict")
+    run = train("folder", overrides=[*overrides, "data.max_broken=0.1"], out=tmp_path / "lax")
+    named = [str(e["broken"]) for e in entries(run) if "broken" in e]
+    assert len(named) == 1 and "1.mp4: the file is empty" in named[0]
+    assert json.loads((run / "metrics.json").read_text())["student"]["n"] == 15
+    for clip in (root / "val").rglob("*.mp4"):
+        clip.write_bytes(b"")
+    with pytest.raises(DataError, match="16 of 16"):
+        train("folder", overrides=[*overrides, "data.max_broken=1"], out=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "bad", ["data.root=absent", "student.weights=absent.pth", "teachers.vit.weights=absent.pth", "distill.branch.tap=stage9"]
+)
+def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path, small: list[str], bad: str) -> None:
+    out = tmp_path / "run"
+    kind = ["data.kind=folder"] if bad.startswith("data") else []
+    with pytest.raises(DtkdEdgeError):
+        train("quickstart", overrides=[*small, *kind, bad], out=out)
+    assert not out.exists()
+
+
+def test_views() -> None:
+    assert parse_views("10x3") == (10, 3)
+    for text in ("x", "1", "0x1", "1x0", "65x1", "1x9", "²x1", "-1x1"):
+        with pytest.raises(DtkdEdgeError, match="expected TxS"):
+            parse_views(text)
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "said"),
+    [
+        ("train.epoch=3", 3, "unknown key train.epoch"),
+        ("train.epochs=many", 3, "train.epochs"),
+        ("train.lr=-1", 3, "train.lr"),
+        ("student.model=resnet", 3, "no model of that name"),
+        ("student.weights=absent.safetensors", 3, "absent.safetensors"),
+        ("distill.method=magic", 3, "magic"),
+        ("data.kind=films", 3, "films"),
+        ("train.batch_size=1", 3, "train.batch_size"),
+        ("data.frame_size=25", 3, "data.frame_size"),
+        ("distill.branch.grid=[0, 5, 5]", 3, "distill.branch.grid"),
+        ("student.options={size: 3}", 3, "size is no option"),
+        ("device=cuda", 4, "CUDA"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, small: list[str], override: str, code: int, said: str) -> None:
+    done = run_cli("train", *with_sets([*small, "distill.method=ce", "train.epochs=1", override]), "--out", "x", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error:", "  fix:"))]
+    assert len(lines) == 2 and said in lines[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_exploding_loss_stops_with_the_step_and_the_clips(tmp_path: Path, small: list[str]) -> None:
+    overrides = [*small, "distill.method=ce", "train.lr=100", "train.optimizer=sgd", "train.clip_grad=0", "train.epochs=60"]
+    done = run_cli("train", *with_sets(overrides), "--out", "x", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr[-500:]
+    assert "not finite at epoch" in done.stderr and ".mp4" in done.stderr
+
+
+def test_dense_clips_of_unequal_lengths_are_refused(tmp_path: Path, small: list[str]) -> None:
+    overrides = [*small, "data.sampling=dense", "teachers.vit.frames=4"]
+    with pytest.raises(RecipeError, match="equally many frames"):
+        train("quickstart", overrides=overrides, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
