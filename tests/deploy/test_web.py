@@ -257,22 +257,33 @@ def test_a_clip_as_the_visitors_camera(onnx_artifact: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(frame.image[:, -width // 3 :].mean((0, 1)), (40, 60, 190), atol=25)
 
 
-def run_demo(*arguments: object) -> tuple[subprocess.Popen[str], str]:
-    """The command as typed; returns it and the address that it prints."""
+@contextmanager
+def run_demo(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as typed; yields it and the address that it prints, and ends it."""
     command = [sys.executable, "-m", "dtkd_edge", "demo", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if found := re.search(r"open (http\S+)", line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            return process, found[1]
-    raise AssertionError(f"demo ended with {process.wait()}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if found := re.search(r"open (http\S+)", line):
+                    break
+            else:
+                raise AssertionError(f"demo ended with {process.wait()}")
+            reader = threading.Thread(target=process.stderr.read, daemon=True)  # a full pipe would stop it
+            reader.start()
+            try:
+                yield process, found[1]
+            finally:
+                process.kill()
+                reader.join(10)
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("source", ["pattern", "file"])
 def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path: Path, browser: Any) -> None:
     spec = source if source == "pattern" else write_mp4(tmp_path / "clip.mp4", frames=60, size=(96, 64))
-    process, url = run_demo(onnx_artifact, "--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05)
-    try:
+    options = ("--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05)
+    with run_demo(onnx_artifact, *options) as (process, url):
         page = browser.new_page()
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -283,16 +294,13 @@ def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path
         rows = page.locator(".row .name span:first-child").all_inner_texts()
         assert len(set(rows)) >= 5 and set(rows) <= set(LABELS)
         assert page.locator("#age").inner_text().endswith("fps")
-        assert page.evaluate(COLOURS) > 10  # a picture, not a blank canvas
+        assert until(lambda: page.evaluate(COLOURS) > 10)  # a picture, not a blank canvas
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert problems == []
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert until(lambda: page.locator("#status-text").inner_text() == "not connected")
         page.close()
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_the_visitors_own_camera(onnx_artifact: Path, browser: Any) -> None:
