@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let a second process that wants the same folder wait for the first, instead of making it again."""
+    import fcntl
+
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock").open("w")
+    with lock:
+        with suppress(OSError):  # on a file system without locks both make it, and the last one stays
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -115,6 +115,18 @@ class TeacherConfig(ModelConfig):
 class TeachersConfig(_Section):
     cnn: TeacherConfig | None = None
     vit: TeacherConfig | None = None
+    views: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="fixed views of each clip, with stored teacher outputs; none: ask every step",
+    )
+    cache: Path | None = Field(None, description="folder of those outputs; none: in the run's folder")
+
+    @field_validator("cache")
+    @classmethod
+    def _from_anywhere(cls, cache: Path | None) -> Path | None:
+        return None if cache is None else cache.expanduser().absolute()
 
 
 class DatwConfig(_Section):

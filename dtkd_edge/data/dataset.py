@@ -57,7 +57,8 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Item i: `{"frames": uint8 [T, size, size, 3], "labels": {head: int}, "index": i}`, or `{"broken": why, "index": i}`.
 
     augment given: training. Frames are sampled at random, then cropped, mirrored and recoloured, all of it drawn from
-    (seed, epoch, index) alone, so that a resumed run sees what the interrupted one would have seen. augment None:
+    (seed, epoch, index) alone, so that a resumed run sees what the interrupted one would have seen; views: how many such
+    draws a clip has, one per epoch in turn, where they are to come again (none: every epoch's is new). augment None:
     evaluation, exactly the deployed preprocessing `Preprocess(resize_short, crop=size, sampling)`.
 
     Training first scales large frames down to the short side that its smallest crop needs, whether they are then kept in
@@ -75,11 +76,13 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int,
         cache_mb: int,
         cache: FrameCache | None = None,
+        views: int | None = None,
     ) -> None:
         self.catalogue = catalogue
         self.preprocess = Preprocess(resize_short=resize_short, crop=size, sampling=sampling)
         self.augment = augment
         self.seed = seed
+        self.views = views
         self.epoch = 0
         self.cache = FrameCache(cache_mb) if cache is None else cache
         self._estimate: float | None = None
@@ -87,6 +90,15 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Later items are those of that epoch."""
         self.epoch = epoch
+
+    def view(self, epoch: int) -> int:
+        """The number that an epoch's augmentation is drawn with: its own, or one of `views` that come round again."""
+        return epoch if self.views is None else epoch % self.views
+
+    def describe(self) -> dict[str, Any]:
+        """All that the frames of an item depend on beside the clip and the view."""
+        augment = None if self.augment is None else self.augment.model_dump(mode="json")
+        return {"preprocess": self.preprocess.model_dump(mode="json"), "augment": augment, "seed": self.seed}
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -152,7 +164,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         assert self.augment is not None
         size, sampling = self.preprocess.crop, self.preprocess.sampling
         short = working_side(size, self.augment)
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, self.view(epoch), index])
         key = self._key(clip)
         kept: tuple[Frames, float] | None = self.cache.get(key)
         if kept is not None:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dtkd_edge.console import progress, say
 from dtkd_edge.data.scene import CLASSES, render
 from dtkd_edge.errors import DataError, DtkdEdgeError, MissingDependency, UsageError
-from dtkd_edge.files import atomic_folder, disk_errors, write_json, write_text
+from dtkd_edge.files import atomic_folder, one_at_a_time, write_json, write_text
 
 DESCRIPTION = "motion.json"
 VERSION = 2  # of the pictures: raise it when the same parameters give other clips
@@ -69,7 +69,7 @@ def generate(folder: Path, kind: str, clips: int, val_clips: int, size: int, see
         import av  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingDependency("writing video needs the Python library av", extra="train") from error
-    with _one_at_a_time(folder):
+    with one_at_a_time(folder):
         if _there(folder, wanted):  # another process was quicker
             return folder
         say(f"writing {clips} + {val_clips} clips of the generated set {kind} to {folder}")
@@ -122,20 +122,6 @@ def _there(folder: Path, wanted: dict[str, Any]) -> bool:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is no generated set (no {DESCRIPTION})", "name a new or an empty folder")
     return False
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let a second process that wants the same set wait for the first, instead of making it again."""
-    import fcntl
-
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock").open("w")
-    with lock:
-        with suppress(OSError):  # on a file system without locks both make it, and the last one stays
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _write_list(path: Path, kind: str, split: str, count: int) -> None:

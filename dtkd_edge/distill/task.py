@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -115,11 +115,18 @@ class DistillationTask(nn.Module):
             teacher._apply(fn, recurse)
         return self
 
+    @property
+    def teachers(self) -> Mapping[str, VideoModel]:
+        """Those that the method reads."""
+        return self._teachers
+
     @torch.no_grad()  # and not inference_mode: its tensors may not be saved for the student's backward
-    def teach(self, frames: Tensor) -> dict[str, TeacherOutput]:
+    def teach(self, frames: Tensor, only: Collection[str] = ORDER) -> dict[str, TeacherOutput]:
         """Outputs of the teachers that the method reads for uint8 RGB `[B, T, H, W, 3]`, under the ambient autocast."""
         taught = {}
         for name, teacher in self._teachers.items():
+            if name not in only:
+                continue
             features = teacher.forward_features(fit_clip(frames, teacher.info))
             taught[name] = TeacherOutput(teacher.forward_head(features), features[teacher.info.last_tap])
         return taught

@@ -88,6 +88,8 @@ def compare(
             for name in needed[method]
             for key in (f"weights={(source / name).resolve()}.safetensors", "train=null")
         ]
+        if needed[method] and config.teachers.views is not None and config.teachers.cache is None:
+            given.append(f"teachers.cache={(folder / f'seed-{seed}' / 'teachers' / 'cache').resolve()}")
         return Job(
             seed,
             method,

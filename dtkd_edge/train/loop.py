@@ -25,6 +25,7 @@ from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.evaluate import Scores
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
+from dtkd_edge.train.teacher_cache import TeacherCache
 
 Loader = Iterable[dict[str, Any]]
 
@@ -42,6 +43,7 @@ class Phase:
     device: torch.device
     max_broken: float
     checkpoint: Path
+    taught: TeacherCache | None = None
     broken: set[str] = field(default_factory=set)
 
 
@@ -122,6 +124,8 @@ def train_epoch(
     config, task = phase.config, phase.task
     total = config.epochs * steps
     phase.data.set_epoch(epoch)
+    if phase.taught is not None:
+        phase.taught.set_epoch(epoch, bar.note)
     set_train_mode(task, config.freeze_bn)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=phase.device))
     count, right, lr = 0, torch.zeros((), device=phase.device), 0.0
@@ -132,7 +136,8 @@ def train_epoch(
         lr = set_learning_rate(optimizer, learning_rate(config, step + number, total))
         frames = batch["frames"].to(phase.device, non_blocking=True)
         labels = {head: value.to(phase.device, non_blocking=True) for head, value in batch["labels"].items()}
-        result = task(frames, labels, progress=min((step + number) / total, 1.0))
+        taught = None if phase.taught is None else phase.taught.read(batch["index"])
+        result = task(frames, labels, taught=taught, progress=min((step + number) / total, 1.0))
         loss = result["loss"]
         if not torch.isfinite(loss):
             raise _not_finite(phase, result["terms"], batch["index"].tolist(), epoch, number)

@@ -24,6 +24,7 @@ from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimCon
 from dtkd_edge.train.evaluate import Scores, evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
+from dtkd_edge.train.teacher_cache import TeacherCache
 
 PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
 
@@ -103,7 +104,9 @@ class RunContext:
                 )
         return channels_last(model).to(self.device)
 
-    def dataset(self, clips: Catalogue, frames: int, size: int, augment: AugmentConfig | None) -> ClipDataset:
+    def dataset(
+        self, clips: Catalogue, frames: int, size: int, augment: AugmentConfig | None, views: int | None = None
+    ) -> ClipDataset:
         data = self.recipe.data
         sampling = Sampling(kind=data.sampling, frames=frames, stride=data.stride, fps=data.fps)
         short = self.recipe.preprocess(frames, size).resize_short
@@ -116,6 +119,7 @@ class RunContext:
             seed=self.recipe.seed,
             cache_mb=data.cache_mb,
             cache=self.cache,
+            views=views,
         )
 
     def score(self, model: VideoModel, batch_size: int) -> Scores:
@@ -141,7 +145,8 @@ class RunContext:
     def fit(self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, shape: tuple[int, int]) -> None:
         """shape: frames × size that the clips are read at; every network then takes its own from them."""
         torch.manual_seed(self.recipe.seed * 10 + PHASE_SEEDS[name])
-        data = self.dataset(clips, *shape, self.recipe.augment)
+        views = self.recipe.teachers.views if name == "student" else None
+        data = self.dataset(clips, *shape, self.recipe.augment, views)
         loader = make_loader(data, config.batch_size, train=True, workers=self.recipe.data.workers, seed=self.recipe.seed)
         phase = Phase(
             name,
@@ -154,6 +159,9 @@ class RunContext:
             self.recipe.data.max_broken,
             self.folder / "checkpoints" / f"{name}.pt",
         )
+        if views is not None and task.teachers:
+            folder = self.recipe.teachers.cache or self.folder / "teachers" / "cache"
+            phase.taught = TeacherCache(folder, task, data, self.device, self.recipe.data.workers)
         fit(phase, self.log, resume=self.resume)
 
     def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:

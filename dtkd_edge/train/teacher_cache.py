@@ -1,0 +1,146 @@
+"""What the teachers say about a fixed set of views of every clip, stored once: later epochs run without teachers.
+
+A view is one draw of the training augmentation. Epoch e of the student shows view e mod V, so that the student sees V crops of
+each clip and not a new one in every epoch; in return the teachers run V times over the clips, whatever the number of epochs and
+of methods compared.
+
+FOLDER/TEACHER-KEY/view-V/
+    features.npy          float16 [clips, C, T', H', W'], the last tap; memory-mapped when read
+    head-HEAD.npy         float16 [clips, K], the logits
+    ….scale.npy           float32 [clips], what a clip's values are to be multiplied by: half precision then neither overflows
+                          nor loses features that are small throughout; NaN for clips that did not decode
+
+KEY is a hash of the teachers' weights, the clips (path, size, time of change) and of all that makes a view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dtkd_edge.data.dataset import ClipDataset
+from dtkd_edge.data.loader import Loader
+from dtkd_edge.distill.task import DistillationTask, TeacherOutput
+from dtkd_edge.errors import DataError, InputError
+from dtkd_edge.files import atomic_folder, one_at_a_time
+from dtkd_edge.models.base import VideoModel
+
+FILL_BATCH = 32
+SCALE = ".scale"
+Array = NDArray[Any]
+
+
+class TeacherCache:
+    """The teachers' outputs for `data`'s views, filled view by view when an epoch first needs one."""
+
+    def __init__(
+        self, folder: Path, task: DistillationTask, data: ClipDataset, device: torch.device, workers: int | None
+    ) -> None:
+        assert data.views is not None
+        self.task, self.data, self.device, self.workers = task, data, device, workers
+        # Per teacher, so that a method that reads one of the two finds what a method that reads both has stored.
+        self.folders = {name: folder / f"{name}-{cache_key(teacher, data)}" for name, teacher in task.teachers.items()}
+        self._view = -1
+        self._maps: dict[str, dict[str, Array]] = {}
+
+    def set_epoch(self, epoch: int, note: Callable[[str], None] = lambda _: None) -> None:
+        """Make the view of that epoch ready: filled, if it was not, and mapped. note: told how far it is."""
+        view = self.data.view(epoch)
+        if view == self._view:
+            return
+        for name, folder in self.folders.items():
+            path = folder / f"view-{view:03d}"
+            if not path.is_dir():
+                with one_at_a_time(path):  # trainings side by side share what one of them has stored
+                    if not path.is_dir():
+                        self._fill(name, view, path, note)
+            self._maps[name] = {file.name[:-4]: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
+        self._view = view
+
+    def read(self, index: Tensor) -> dict[str, TeacherOutput]:
+        """The teachers' outputs for clips by number `[B]`, in float32 on the device."""
+        numbers = index.numpy()
+        taught = {}
+        for name, arrays in self._maps.items():
+            there = {key: self._value(arrays, key, numbers) for key in arrays if not key.endswith(SCALE)}
+            features = there.pop("features")
+            taught[name] = TeacherOutput({key.removeprefix("head-"): value for key, value in there.items()}, features)
+        return taught
+
+    def _value(self, arrays: Mapping[str, Array], key: str, numbers: Array) -> Tensor:
+        value = torch.from_numpy(arrays[key][numbers]).to(self.device).float()
+        scale = torch.from_numpy(arrays[key + SCALE][numbers]).to(self.device)
+        return value * scale.view(-1, *[1] * (value.ndim - 1))
+
+    @torch.no_grad()
+    def _fill(self, name: str, view: int, path: Path, note: Callable[[str], None]) -> None:
+        """Run one teacher over all clips. A view is put in place whole: who stops here starts this view again."""
+        loader = Loader(self.data, FILL_BATCH, train=False, workers=self.workers, seed=0)
+        arrays: dict[str, Array] = {}
+        with atomic_folder(path) as aside:
+            for number, batch in enumerate(self._batches(loader, view)):
+                note(f"teacher {name}, view {view + 1}/{self.data.views}: {100 * number // len(loader)} %")
+                output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
+                values = {"features": output.features, **{f"head-{head}": logits for head, logits in output.logits.items()}}
+                if not arrays:
+                    arrays = self._make_files(aside, {key: tuple(value.shape[1:]) for key, value in values.items()})
+                index = batch["index"].numpy()
+                for key, value in values.items():
+                    scale = value.float().abs().flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)
+                    scaled = value.float() / scale.view(-1, *[1] * (value.ndim - 1))
+                    arrays[key][index] = scaled.half().cpu().numpy()
+                    arrays[key + SCALE][index] = scale.cpu().numpy()
+            if not arrays:
+                raise DataError(f"{self.data.catalogue.root}: no clip decodes", "look at them with: dtkd-edge data check")
+
+    def _make_files(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+        """Empty arrays on disk, after a look at the room for all views: not when hours were spent on the first ones."""
+        assert self.data.views is not None
+        clips = len(self.data)
+        wanted = clips * self.data.views * sum(2 * math.prod(shape) + 4 for shape in shapes.values())
+        free = shutil.disk_usage(folder).free
+        if wanted > free:
+            raise InputError(
+                f"{folder.parent.parent}: the teacher cache would take {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                "lower teachers.views, leave it out, or give teachers.cache another folder",
+            )
+        arrays: dict[str, Array] = {}
+        for key, shape in shapes.items():
+            arrays[key] = open_memmap(folder / f"{key}.npy", "w+", np.float16, (clips, *shape))
+            arrays[key + SCALE] = open_memmap(folder / f"{key}{SCALE}.npy", "w+", np.float32, (clips,))
+            arrays[key + SCALE][:] = np.nan
+        return arrays
+
+    def _batches(self, loader: Loader, view: int) -> Iterable[dict[str, Any]]:
+        before = self.data.epoch
+        self.data.set_epoch(view)
+        try:
+            yield from (batch for batch in loader if len(batch["index"]))
+        finally:
+            self.data.set_epoch(before)
+
+
+def cache_key(teacher: VideoModel, data: ClipDataset) -> str:
+    """16 hex digits that change with whatever the stored outputs depend on."""
+    digest = hashlib.sha256()
+    for name, value in teacher.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(repr(teacher.info).encode())
+    digest.update(json.dumps(data.describe(), sort_keys=True).encode())
+    for clip in (data.catalogue[index] for index in range(len(data))):
+        status = clip.path.stat() if clip.path.is_file() else None
+        changed = (status.st_size, status.st_mtime_ns) if status else None
+        digest.update(f"{clip.path} {clip.start} {clip.end} {changed}\n".encode())
+    return digest.hexdigest()[:16]
