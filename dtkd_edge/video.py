@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import Empty, Full, Queue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
 DECODE_TIMEOUT_S = 60.0
+CHUNK = 4  # frames that the decoder hands over at once, and how many such it may be ahead
+AHEAD = 2
 T = TypeVar("T")
 
 
@@ -43,15 +46,59 @@ class Video:
         """Seconds."""
         return self.frames / self.fps if self.fps > 0 else 0.0
 
-    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed)."""
+    def read(
+        self, indices: NDArray[np.int64], each: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    ) -> NDArray[np.uint8]:
+        """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed).
+
+        each: what to make of every frame, for example `preprocess.frame`. It runs beside the decoder, which goes on
+        meanwhile, and large frames are let go of at once.
+        """
         unique, inverse = np.unique(indices, return_inverse=True)
         if unique[0] < 0 or unique[-1] >= len(self):
             raise VideoError(f"{self.path}: frame {unique[-1]} asked for, it has {len(self)}")
-        batch = _bounded(lambda: self._decode(unique), self.path, self.timeout)
+        if each is None:
+            batch = _bounded(lambda: self._decode(unique), self.path, self.timeout)
+        else:
+            batch = np.stack([each(frame) for frame in self._ahead(unique)])
         in_order = len(unique) == len(indices) and bool((np.diff(inverse) > 0).all())
         frames: NDArray[np.uint8] = batch if in_order else batch[inverse]
         return frames
+
+    def _ahead(self, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """The frames one by one, decoded by a thread that is a few chunks ahead."""
+        chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+        done: Queue[NDArray[np.uint8] | BaseException] = Queue(AHEAD)
+        stop = threading.Event()
+
+        def hand_over(item: NDArray[np.uint8] | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return done.put(item, timeout=0.1)
+                except Full:
+                    continue
+
+        def run() -> None:
+            try:
+                for chunk in chunks:
+                    if stop.is_set():
+                        return
+                    hand_over(self._decode(chunk))
+            except BaseException as error:
+                hand_over(error)
+
+        threading.Thread(target=run, daemon=True, name="decode").start()
+        try:
+            for _ in chunks:
+                try:
+                    got = done.get(timeout=self.timeout)
+                except Empty:
+                    raise _too_slow(self.path, self.timeout) from None
+                if isinstance(got, BaseException):
+                    raise _undecodable(self.path, got) from got
+                yield from got
+        finally:
+            stop.set()
 
     def _decode(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         if not self._padded:
@@ -110,9 +157,16 @@ def read_input(
 
     uint8 RGB `[temporal_views·spatial_views, T, crop, crop, 3]`.
     """
-    frames = read_clip(path, preprocess.sampling, views=temporal_views, start=start, end=end)
-    clips = frames.reshape(temporal_views, -1, *frames.shape[1:])
-    return np.stack([preprocess.frames(c, v, spatial_views) for c in clips for v in range(spatial_views)])
+    video = Video(path)
+    first, total = video.span(start, end)
+    indices = first + preprocess.sampling.indices(total, video.fps, views=temporal_views)
+
+    def crops(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.stack([preprocess.frame(frame, view, spatial_views) for view in range(spatial_views)])
+
+    frames = video.read(indices.reshape(-1), crops)  # [temporal_views·T, spatial_views, crop, crop, 3]
+    clips = frames.reshape(temporal_views, -1, *frames.shape[1:]).swapaxes(1, 2)
+    return np.ascontiguousarray(clips.reshape(-1, *clips.shape[2:]))
 
 
 def _open(path: Path, timeout: float) -> Any:
@@ -185,7 +239,15 @@ def _bounded(work: Callable[[], T], path: Path, timeout: float) -> T:
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise VideoError(f"{path}: did not decode within {timeout:g} s", "re-encode the clip or leave it out")
+        raise _too_slow(path, timeout)
     if failure:
-        raise VideoError(f"{path}: does not decode: {_reason(failure[0])}", "re-encode the clip or leave it out")
+        raise _undecodable(path, failure[0])
     return result[0]
+
+
+def _too_slow(path: Path, timeout: float) -> VideoError:
+    return VideoError(f"{path}: did not decode within {timeout:g} s", "re-encode the clip or leave it out")
+
+
+def _undecodable(path: Path, error: BaseException) -> VideoError:
+    return VideoError(f"{path}: does not decode: {_reason(error)}", "re-encode the clip or leave it out")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dtkd_edge.preprocess import resize_box
 from dtkd_edge.recipe import AugmentConfig
 
+Frame = NDArray[np.uint8]
 Frames = NDArray[np.uint8]
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -19,13 +20,13 @@ def working_side(size: int, config: AugmentConfig) -> int:
     return math.ceil(size / math.sqrt(config.scale[0]))
 
 
-def shrink(frames: Frames, short: int) -> Frames:
-    """Scale frames down to that short side; smaller ones stay as they are."""
-    height, width = frames.shape[1:3]
+def shrink(frame: Frame, short: int) -> Frame:
+    """Scale a frame `[H, W, 3]` down to that short side; smaller ones stay as they are."""
+    height, width = frame.shape[:2]
     if min(height, width) <= short:
-        return frames
+        return frame
     to = (max(round(width * short / min(height, width)), short), max(round(height * short / min(height, width)), short))
-    return np.stack([resize_box(frame, (0, 0, width, height), to) for frame in frames])
+    return resize_box(frame, (0, 0, width, height), to)
 
 
 def augment(frames: Frames, size: int, config: AugmentConfig, rng: np.random.Generator) -> Frames:

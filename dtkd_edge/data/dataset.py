@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         video = Video(clip.path)
         first, total = video.span(clip.start, clip.end)
         numbers = first + self.preprocess.sampling.indices(total, video.fps)[0]
-        frames = self.preprocess.frames(video.read(numbers))
+        frames = video.read(numbers, self.preprocess.frame)
         if self.cache.room(frames.nbytes):
             self.cache.put(key, frames.copy(), frames.nbytes)
         return frames
@@ -175,13 +176,13 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         numbers = sampling.indices(total, video.fps, rng=rng)[0]
         if self._keeps(video, first, total):
             try:
-                frames = shrink(video.read(first + np.arange(total)), short)
+                frames = video.read(first + np.arange(total), partial(shrink, short=short))
             except VideoError:  # perhaps only frames that are not asked for are broken
                 pass
             else:
                 self.cache.put(key, (frames, video.fps), frames.nbytes)
                 return augment(frames[numbers], size, self.augment, rng)
-        return augment(shrink(video.read(first + numbers), short), size, self.augment, rng)
+        return augment(video.read(first + numbers, partial(shrink, short=short)), size, self.augment, rng)
 
     def _keeps(self, video: Video, first: int, total: int) -> bool:
         """Whether to decode that part of the video whole and keep it. Not where only a small share of the set would fit:

@@ -16,7 +16,7 @@ from dtkd_edge.recipe import AugmentConfig
 def test_any_frame_size(height: int, width: int, size: int, seed: int, low: float, ratio: float) -> None:
     config = AugmentConfig(scale=(low, 1.0), ratio=ratio, flip=True, color=0.5)
     frames = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
-    out = augment(shrink(frames, working_side(size, config)), size, config, np.random.default_rng(seed))
+    out = augment(np.stack([shrink(f, working_side(size, config)) for f in frames]), size, config, np.random.default_rng(seed))
     assert (out.shape, out.dtype) == ((2, size, size, 3), np.uint8)
     assert out.flags.c_contiguous
 
@@ -79,6 +79,6 @@ def test_colour_jitter_is_brightness_contrast_and_saturation() -> None:
 
 
 def test_shrink_never_enlarges_and_keeps_the_shape() -> None:
-    assert shrink(pattern(2, 30, 40), 30).shape == (2, 30, 40, 3)
-    assert shrink(pattern(2, 90, 160), 45).shape == (2, 45, 80, 3)
-    assert shrink(pattern(2, 160, 90), 45).shape == (2, 80, 45, 3)
+    assert shrink(pattern(2, 30, 40)[0], 30).shape == (30, 40, 3)
+    assert shrink(pattern(2, 90, 160)[0], 45).shape == (45, 80, 3)
+    assert shrink(pattern(2, 160, 90)[0], 45).shape == (80, 45, 3)

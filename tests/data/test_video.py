@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -115,6 +116,41 @@ def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: p
     with pytest.raises(VideoError, match=r"did not decode within 0\.3 s"):
         video.read(np.array([0]))
     assert time.monotonic() - began < 5
+
+    with pytest.raises(VideoError, match=r"did not decode within 0\.3 s"):
+        video.read(np.array([0]), lambda frame: frame)
+
+
+@pytest.mark.parametrize("numbers", [[0], [3, 3, 3], [9, 2, 5, 2], list(range(11)), list(range(10, -1, -1))])
+def test_frames_handled_beside_the_decoder_are_those_handled_after_it(tmp_path: Path, numbers: list[int]) -> None:
+    write_video(tmp_path / "v.mp4", pattern(11, 32, 34), 10)
+    video = Video(tmp_path / "v.mp4")
+    wanted = video.read(np.array(numbers))[:, ::2, :, :1]
+    np.testing.assert_array_equal(video.read(np.array(numbers), lambda frame: frame[::2, :, :1]), wanted)
+
+
+def test_what_is_made_of_a_frame_may_fail_and_the_decoder_stops(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", pattern(60, 32, 34), 10)
+
+    def fails(frame: object) -> None:
+        raise ZeroDivisionError
+
+    video = Video(tmp_path / "v.mp4")
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        video.read(np.arange(60), fails)
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not set(threading.enumerate()) - before
+    assert len(video.read(np.arange(60))) == 60
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="the shared clips are not here")
+def test_an_error_in_the_middle_of_a_clip_is_named_beside_the_decoder_too() -> None:
+    video = Video(FIXTURES / "corrupted.mp4")
+    with pytest.raises(VideoError, match="corrupted"):
+        video.read(np.arange(len(video)), lambda frame: frame)
 
 
 def test_a_named_pipe_is_no_clip(tmp_path: Path) -> None:
