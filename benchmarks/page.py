@@ -1,21 +1,16 @@
-"""The report: one HTML file with its plots inside; no script, nothing fetched, light or dark as the reader's system is."""
+"""The report of a bench as one HTML page."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib import resources
 
-from dtkd_edge.benchmarks import plots
+from dtkd_edge import plots
 from dtkd_edge.benchmarks.record import Record
 from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
-
-SERIES_STYLE = "".join(
-    f".line.s{i}, .error.s{i} {{ stroke:var(--s{i}) }} .dot.s{i} {{ fill:var(--s{i}) }} i.s{i} {{ background:var(--s{i}) }}\n"
-    for i in range(1, plots.COLORS + 1)
-)
+from dtkd_edge.page import document, figure
 
 
 def page(records: Sequence[Record]) -> str:
@@ -37,12 +32,7 @@ def page(records: Sequence[Record]) -> str:
         _plots(ok, colors),
         _environment(records),
     ]
-    style = resources.files("dtkd_edge.benchmarks").joinpath("page.css").read_text(encoding="utf-8") + SERIES_STYLE
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>\n{''.join(body)}\n</main></body></html>\n"
-    )
+    return document(title, "".join(body))
 
 
 def series_name(record: Record) -> str:
@@ -109,7 +99,7 @@ def _plots(records: list[Record], colors: dict[str, int]) -> str:
             if len(points) > 1
             else "Bar: 95 % interval."
         )
-        figures.append(_figure("Accuracy against latency", svg, "", note))
+        figures.append(figure("Accuracy against latency", svg, "", note))
     for scenario in dict.fromkeys(r.scenario for r in records):
         rows = [r for r in records if r.scenario == scenario and r.latency_ms and r.latency_ms.quantiles]
         if rows:
@@ -148,7 +138,7 @@ def _distribution(scenario: str, rows: list[Record], colors: dict[str, int]) -> 
     )
     judged = f" and p{percent:g}, by which the scenario is judged" if percent and percent != 50 else ""
     note = f"Steep is steady. Dots: the median{judged}. " + ", ".join(f"n={r.latency_ms.n:,}" for r in rows if r.latency_ms) + "."
-    return _figure(f"Latency distribution, {scenario}", svg, plots.key([(s.name, s.color) for s in series]), note)
+    return figure(f"Latency distribution, {scenario}", svg, plots.key([(s.name, s.color) for s in series]), note)
 
 
 def _timelines(records: list[Record], colors: dict[str, int]) -> list[str]:
@@ -168,13 +158,8 @@ def _timelines(records: list[Record], colors: dict[str, int]) -> list[str]:
                 name = f"{title}: {reading.removesuffix(' ' + unit)}"
                 svg = plots.curves(series, "seconds since the start", unit, name, height=220)
                 entries = list(dict.fromkeys((s.name.rpartition(" · ")[0], s.color) for s in series))
-                figures.append(_figure(name, svg, plots.key(entries), ""))
+                figures.append(figure(name, svg, plots.key(entries), ""))
     return figures
-
-
-def _figure(title: str, svg: str, key: str, note: str) -> str:
-    text = f"<p>{escape(note)}</p>" if note else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{key}{svg}{text}</figure>"
 
 
 def _environment(records: list[Record]) -> str:

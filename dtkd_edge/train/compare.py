@@ -3,6 +3,7 @@
 OUT/seed-S/teachers/     one run that trains both teachers and nothing else
 OUT/seed-S/METHOD/       one run per method, which reads those teachers
 OUT/compare.json         every run's score, means and paired differences
+OUT/compare.csv, .html   the scores, one line per run; the same as a page with plots
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from dtkd_edge import recipe as recipes
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.distill.methods import find_method, needed_teachers
 from dtkd_edge.errors import DtkdEdgeError, RecipeError, UsageError
-from dtkd_edge.files import write_json
+from dtkd_edge.files import write_json, write_text
 from dtkd_edge.runs import RUNS
+from dtkd_edge.train.compare_report import cells, columns, compare_page, csv_text
 
 METHODS = "ce,kd-vit,kd-cnn,kd-mean,dtkd"
 
@@ -104,11 +106,13 @@ def compare(
     result = summarise(folder, names, seeds, trained)
     result |= {"recipe": recipe, "overrides": base, "command": " ".join(["dtkd-edge", *sys.argv[1:]])}
     write_json(folder / "compare.json", result)
+    write_text(folder / "compare.csv", csv_text(result))
+    write_text(folder / "compare.html", compare_page(result))
     if json_file:
         write_result(result, json_file)
     if json_file != "-":
         print_table(table(result))
-        say(f"all runs: {folder}")
+        say(f"all runs: {folder}   report: {folder / 'compare.html'}")
     return result
 
 
@@ -200,16 +204,8 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 def table(result: dict[str, Any]) -> Table:
     out = Table(title=f"{result['recipe']}: validation top-1, {result['seeds']} seeds, mean ± standard error")
-    out.add_column("method")
-    out.add_column("top-1", justify="right")
-    out.add_column("std", justify="right")
-    out.add_column(f"{result['reference']} minus it (paired)", justify="right")
-    for name, row in result["rows"].items():
-        paired = row.get("paired")
-        difference = f"{100 * paired['mean']:+.1f}{_percent(paired['se'], ' ± ')}" if paired else ""
-        out.add_row(name, f"{100 * row['mean']:.1f}{_percent(row['se'], ' ± ')}", _percent(row["std"]), difference)
+    for number, column in enumerate(columns(result["reference"])):
+        out.add_column(column, justify="right" if number else "left")
+    for row in cells(result):
+        out.add_row(*row)
     return out
-
-
-def _percent(share: float | None, before: str = "") -> str:
-    return "" if share is None else f"{before}{100 * share:.1f}"

@@ -28,7 +28,6 @@ from dtkd_edge.benchmarks import accuracy
 from dtkd_edge.benchmarks.accuracy import match_labels
 from dtkd_edge.benchmarks.command import bench
 from dtkd_edge.benchmarks.page import page
-from dtkd_edge.benchmarks.plots import log_ticks, nice_ticks, pareto
 from dtkd_edge.benchmarks.queries import make_inputs, make_query
 from dtkd_edge.benchmarks.record import Record, parse_records, read_records
 from dtkd_edge.benchmarks.report import markdown, number, table
@@ -36,6 +35,7 @@ from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import DataError, InputError, MissingDevice, UsageError
+from dtkd_edge.plots import log_ticks, nice_ticks, pareto
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import read_input

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from dtkd_edge.errors import UsageError
 from dtkd_edge.train.compare import compare, spread, summarise, table
+from dtkd_edge.train.compare_report import compare_page
 
 ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
 
@@ -24,6 +27,9 @@ def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_valu
     before = (out / "seed-0" / "ce" / "metrics.json").read_bytes()
     assert compare("quickstart", methods="ce,kd-cnn", seeds=1, overrides=overrides, out=out)["rows"] == result["rows"]
     assert (out / "seed-0" / "ce" / "metrics.json").read_bytes() == before  # not trained again
+    lines = (out / "compare.csv").read_text().splitlines()
+    assert lines[0] == "method,seed,top1" and lines[2] == f"ce,0,{result['rows']['ce']['top1'][0]:.6f}"
+    assert "What kd-cnn gains over" in (out / "compare.html").read_text()
     with pytest.raises(UsageError, match=r"train\.lr = 0\.004, not 0\.5"):
         compare("quickstart", methods="ce,kd-cnn", seeds=1, overrides=[*overrides, "train.lr=0.5"], out=out)
 
@@ -41,6 +47,26 @@ def test_summary_is_paired_by_seed(tmp_path: Path) -> None:
     assert "paired" not in result["rows"]["dtkd"]
     cells = [list(column.cells) for column in table({**result, "recipe": "x"}).columns]
     assert cells == [["ce", "dtkd"], ["60.0 ± 10.0", "75.0 ± 15.0"], ["14.1", "21.2"], ["+15.0 ± 5.0", ""]]
+
+
+def test_the_page_shows_every_run_and_every_difference_where_it_belongs(tmp_path: Path) -> None:
+    scores = {"teacher vit": [0.8, 0.9], "ce<": [0.5, 0.7], "dtkd": [0.6, 0.9]}
+    rows = {name: {"top1": values, **spread(values)} for name, values in scores.items()}
+    rows["ce<"]["paired"] = spread([0.1, 0.2])
+    result = {"recipe": "x", "seeds": 2, "reference": "dtkd", "rows": rows, "command": "dtkd-edge compare x"}
+    page = compare_page(result)
+    assert "ce&lt;" in page and "ce<" not in page and "<script" not in page and "http" not in page
+    first, second = re.findall(r"<svg.*?</svg>", page)
+    ElementTree.fromstring(first)
+    places = {float(x): label for x, label in re.findall(r'x="([\d.]+)" y="\d+" text-anchor="middle">(\d+)</text>', first)}
+    (left, low), (right, high) = sorted(places.items())[0], sorted(places.items())[-1]
+    shown = sorted(float(x) for x in re.findall(r'class="dot faint s\d" cx="([\d.]+)"', first))
+    per_point = (right - left) / (float(high) - float(low))
+    wanted = sorted(left + (100 * v - float(low)) * per_point for values in scores.values() for v in values)
+    assert shown == pytest.approx(wanted, abs=0.2)
+    assert second.count("dot faint") == 2 and ">ce&lt;<" in second
+    one = {"top1": [0.5], **spread([0.5])}
+    assert "±" not in re.findall(r"<table.*?</table>", compare_page({**result, "rows": {"dtkd": one}}))[0]
 
 
 def test_spread_of_one_value_is_none() -> None:

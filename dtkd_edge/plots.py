@@ -161,6 +161,51 @@ def curves(series: Sequence[Series], x_label: str, y_label: str, title: str, *, 
     return frame.svg(title)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A line of `intervals`: a name, single values, their mean and the mean's standard error."""
+
+    name: str
+    values: Sequence[float]
+    mean: float
+    error: float | None
+    color: int
+
+
+def intervals(rows: Sequence[Row], x_label: str, title: str, *, zero: bool = False) -> str:
+    """One line per row: every value as a faint dot, the mean as a full one, ± its standard error as a bar."""
+    left, step, base = 190, 30, TOP + 8
+    seen = [v for r in rows for v in (*r.values, r.mean - (r.error or 0), r.mean + (r.error or 0))] + ([0.0] if zero else [])
+    ticks = nice_ticks(min(seen), max(seen), 6)
+    end, height = base + step * len(rows), base + step * len(rows) + 48
+
+    def x(value: float) -> float:
+        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - RIGHT - left)
+
+    parts = []
+    for tick in ticks:
+        kind = "axis" if zero and tick == 0 else "grid"
+        parts.append(f'<line class="{kind}" x1="{x(tick):.1f}" y1="{TOP}" x2="{x(tick):.1f}" y2="{end}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{end + 18}" text-anchor="middle">{short(tick)}</text>')
+    for number, row in enumerate(rows):
+        y = base + step * (number + 0.5)
+        tip = f"{row.name}: {row.mean:.1f}" + ("" if row.error is None else f" ± {row.error:.1f}")
+        parts.append(f'<text class="name" x="{left - 14}" y="{y + 5:.1f}" text-anchor="end">{escape(row.name)}</text>')
+        parts += [f'<circle class="dot faint s{row.color}" cx="{x(v):.1f}" cy="{y:.1f}" r="3.5"/>' for v in row.values]
+        if row.error is not None:
+            low, high = x(row.mean - row.error), x(row.mean + row.error)
+            parts.append(f'<line class="error bar s{row.color}" x1="{low:.1f}" y1="{y:.1f}" x2="{high:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<circle class="dot s{row.color}" cx="{x(row.mean):.1f}" cy="{y:.1f}" r="6"><title>{escape(tip)}</title></circle>'
+        )
+    middle = (left + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
 def key(entries: Sequence[tuple[str, int]]) -> str:
     """The legend, as HTML."""
     return '<p class="key">' + "".join(f'<span><i class="s{c}"></i>{escape(n)}</span>' for n, c in entries) + "</p>"
