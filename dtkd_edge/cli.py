@@ -47,6 +47,13 @@ def root(
     """Options that stand before the command."""
 
 
+def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
+    """Refuse a mistyped recipe at once, before torch is imported: that takes seconds."""
+    from dtkd_edge.recipe import load
+
+    load(recipe, overrides or [])
+
+
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "quickstart",
@@ -55,6 +62,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
 ) -> None:
     """Train the teachers (where the recipe says so), then the student with both of them."""
+    _check_recipe(recipe, set_)
     from dtkd_edge.train.command import train as run
 
     run(recipe, overrides=set_ or [], out=out, resume=resume)
@@ -84,6 +92,7 @@ def compare(
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """The same student under several methods: mean ± standard error, paired differences. Resumable."""
+    _check_recipe(recipe, set_)
     from dtkd_edge.train.compare import compare as run
 
     run(recipe, methods=methods, seeds=seeds, overrides=set_ or [], out=out, jobs=jobs, json_file=json)

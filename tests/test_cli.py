@@ -161,3 +161,18 @@ cli.main()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_mistyped_recipe_is_refused_before_torch_is_imported(command: str) -> None:
+    code = f"""
+import sys
+from dtkd_edge import cli
+sys.argv = ["dtkd-edge", "{command}", "--set", "train.lrr=1"]
+try:
+    cli.main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["3", "False"] and "unknown key train.lrr" in done.stderr, done.stderr
