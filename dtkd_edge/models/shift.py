@@ -11,19 +11,22 @@ def temporal_shift(x: Tensor, frames: int, fold: int = 8, causal: bool = False) 
 
     Bidirectional: the first C/fold channels come from the next frame, the second C/fold from the previous one. Causal: the first
     C/fold come from the previous frame and nothing comes from the future. Written as slices and concatenations, because a slice
-    assignment exports to ScatterND, which is slow and was once wrong.
+    assignment exports to ScatterND, which is slow and was once wrong. A channels-last input stays channels-last: joining the parts
+    in five dimensions would not, and then every convolution behind a shift copies its input twice.
     """
     rows, channels, height, width = x.shape
     n = channels // fold
-    x = x.reshape(rows // frames, frames, channels, height, width)
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    clips = x.reshape(rows // frames, frames, channels, height, width)
+
+    def moved(part: Tensor, step: int) -> Tensor:
+        gap = torch.zeros_like(part[:, :1])
+        joined = torch.cat([part[:, step:], gap] if step > 0 else [gap, part[:, :step]], 1)
+        return joined.reshape(rows, n, height, width).contiguous(memory_format=layout)
+
     if causal:
-        past = x[:, :-1, :n]
-        shifted = torch.cat([torch.cat([torch.zeros_like(x[:, :1, :n]), past], 1), x[:, :, n:]], 2)
-    else:
-        future = torch.cat([x[:, 1:, :n], torch.zeros_like(x[:, :1, :n])], 1)
-        past = torch.cat([torch.zeros_like(x[:, :1, n : 2 * n]), x[:, :-1, n : 2 * n]], 1)
-        shifted = torch.cat([future, past, x[:, :, 2 * n :]], 2)
-    return shifted.reshape(rows, channels, height, width)
+        return torch.cat([moved(clips[:, :, :n], -1), x[:, n:]], 1)
+    return torch.cat([moved(clips[:, :, :n], 1), moved(clips[:, :, n : 2 * n], -1), x[:, 2 * n :]], 1)
 
 
 class Shift(nn.Module):

@@ -58,6 +58,16 @@ def test_causal_shift_never_sees_the_future() -> None:
     assert not torch.equal(temporal_shift(x, 5)[:3], temporal_shift(later, 5)[:3])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_keeps_the_memory_layout(layout: torch.memory_format, causal: bool) -> None:
+    """A shift that loses channels-last makes training of a shifted CNN on a CPU nearly twice as slow."""
+    x = torch.randn(8, 24, 5, 6).contiguous(memory_format=layout)
+    shifted = temporal_shift(x, 4, 8, causal)
+    assert shifted.is_contiguous(memory_format=layout)
+    assert torch.equal(shifted, by_definition(x, 4, 8, causal))
+
+
 def test_fold_and_unfold_are_inverse() -> None:
     x = torch.randn(2, 3, 4, 5, 6)
     assert torch.equal(unfold_time(fold_time(x), 4), x)
