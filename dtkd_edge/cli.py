@@ -84,7 +84,9 @@ def evaluate(
 @app.command()
 def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "quickstart",
-    methods: Annotated[str, typer.Option(help="Comma separated; the last one is compared with the others.")] = _METHODS,
+    methods: Annotated[
+        str, typer.Option(help="Comma separated, each NAME or NAME@KEY=VALUE (KEY below distill); all against the last.")
+    ] = _METHODS,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every method.")] = 3,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Where the runs go. [default: runs/compare-NAME]")] = None,

@@ -28,7 +28,13 @@ def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
 
 def to_grid(features: Tensor, grid: Grid) -> Tensor:
     """Average-pool `[B, C, T, H, W]` to `[B, C, *grid]`; what is on the grid already is returned as it is."""
-    return features if tuple(features.shape[2:]) == tuple(grid) else F.adaptive_avg_pool3d(features, grid)
+    shape = tuple(features.shape[2:])
+    if any(length % cells for length, cells in zip(shape, grid, strict=True)):
+        return F.adaptive_avg_pool3d(features, grid)
+    for dim, cells in enumerate(grid, 2):  # whole blocks: their mean is the same, and several times faster on a CPU
+        if features.shape[dim] != cells:
+            features = features.unflatten(dim, (cells, -1)).mean(dim + 1)
+    return features
 
 
 class FixedProjection(nn.Module):

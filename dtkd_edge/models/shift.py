@@ -11,7 +11,7 @@ def temporal_shift(x: Tensor, frames: int, fold: int = 8, causal: bool = False) 
 
     Bidirectional: the first C/fold channels come from the next frame, the second C/fold from the previous one. Causal: the first
     C/fold come from the previous frame and nothing comes from the future. Written as slices and concatenations, because a slice
-    assignment exports to ScatterND, which is slow and was once wrong. A channels-last input stays channels-last: joining the parts
+    assignment exports to ScatterND, which is slow and was once wrong. Channels-last input stays channels-last: joining the parts
     in five dimensions would not, and then every convolution behind a shift copies its input twice.
     """
     rows, channels, height, width = x.shape

@@ -1,5 +1,8 @@
 """`dtkd-edge compare`: the same student under several methods, the same teachers, splits and seeds for all; resumable.
 
+A method is a name, or a name with settings of its own below `distill`: `dtkd@sdd=0`, `dtkd@branch.target=cnn@rkd=0`. That is how
+a method is taken apart: one row for each part switched off or exchanged.
+
 OUT/seed-S/teachers/     one run that trains both teachers and nothing else
 OUT/seed-S/METHOD/       one run per method, which reads those teachers
 OUT/compare.json         every run's score, means and paired differences
@@ -11,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -63,11 +67,10 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"--methods {methods}: expected different methods, comma separated", f"for example: {METHODS}")
-    for name in names:
-        find_method(name)
+    variants = {name: settings(name) for name in names}
     base = list(overrides or [])
     config = recipes.load(recipe, base)
-    needed = {name: needed_teachers(config.distill.model_copy(update={"method": name})) for name in names}
+    needed = {name: needed_teachers(recipes.load(recipe, [*base, *sets]).distill) for name, sets in variants.items()}
     trained = sorted(set().union(*needed.values()))
     folder = out or RUNS / f"compare-{config.name}"
     for teacher in trained:
@@ -96,7 +99,7 @@ def compare(
             seed,
             method,
             folder / f"seed-{seed}" / method,
-            (*base, f"seed={seed}", f"distill.method={method}", *given),
+            (*base, f"seed={seed}", *variants[method], *given),
         )
 
     for seed in range(seeds):
@@ -114,6 +117,16 @@ def compare(
         print_table(table(result))
         say(f"all runs: {folder}   report: {folder / 'compare.html'}")
     return result
+
+
+def settings(name: str) -> tuple[str, ...]:
+    """The overrides that a row of the comparison stands for: "dtkd@sdd=0" → distill.method=dtkd, distill.sdd=0."""
+    method, *own = name.split("@")
+    find_method(method)
+    for setting in own:
+        if not re.fullmatch(r"[a-z_.]+=[\w.+-]+", setting) or setting.startswith("method="):
+            raise UsageError(f"--methods {name}: expected METHOD@KEY=VALUE", "KEY is one below distill: dtkd@branch.target=cnn")
+    return (f"distill.method={method}", *(f"distill.{setting}" for setting in own))
 
 
 def _run_all(recipe: str, teachers: list[Job], method_job: Any, names: list[str], seeds: int, jobs: int) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 import dtkd_edge
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
@@ -25,6 +27,8 @@ from dtkd_edge.train.evaluate import Scores, evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
 from dtkd_edge.train.teacher_cache import TeacherCache
+
+M = TypeVar("M", bound=nn.Module)
 
 PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
 
@@ -208,7 +212,7 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str,
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
-    task = DistillationTask(student, teachers, recipe.distill, recipe.train.label_smoothing).to(run.device)
+    task = channels_last(DistillationTask(student, teachers, recipe.distill, recipe.train.label_smoothing)).to(run.device)
     networks = [student, *teachers.values()]
     shape = (max(m.info.frames for m in networks), max(m.info.size for m in networks))
     run.fit("student", recipe.train, task, run.student_clips, shape)
@@ -218,7 +222,7 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str,
 
 
 @torch.no_grad()
-def channels_last(model: VideoModel) -> VideoModel:
+def channels_last(model: M) -> M:
     """Frames come with channels last; keeping them so saves copies and is the faster layout of convolutions on CPUs too."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in model.parameters():

@@ -40,7 +40,7 @@ def make_optimizer(config: OptimConfig, task: nn.Module, student: VideoModel) ->
         group["lr"] = group["base_lr"]
     if config.optimizer == "sgd":
         return torch.optim.SGD(settings, lr=config.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(settings, lr=config.lr)
+    return torch.optim.AdamW(settings, lr=config.lr, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from dtkd_edge.errors import UsageError
-from dtkd_edge.train.compare import compare, spread, summarise, table
+from dtkd_edge.recipe import load
+from dtkd_edge.train.compare import compare, settings, spread, summarise, table
 from dtkd_edge.train.compare_report import compare_page
 
 ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
@@ -18,20 +19,28 @@ ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
 
 def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_values(small: list[str], tmp_path: Path) -> None:
     overrides = [*small, *ONE_EPOCH, "teachers.vit=null"]
-    out = tmp_path / "out"
-    result = compare("quickstart", methods="ce,kd-cnn", seeds=1, overrides=overrides, out=out)
-    assert list(result["rows"]) == ["teacher cnn", "ce", "kd-cnn"]
-    assert sorted(p.name for p in (out / "seed-0").iterdir()) == ["ce", "kd-cnn", "teachers"]
+    out, methods = tmp_path / "out", "ce,kd-cnn@temperature=2,kd-cnn"
+    result = compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out)
+    assert list(result["rows"]) == ["teacher cnn", "ce", "kd-cnn@temperature=2", "kd-cnn"]
+    assert sorted(p.name for p in (out / "seed-0").iterdir()) == ["ce", "kd-cnn", "kd-cnn@temperature=2", "teachers"]
+    assert load(out / "seed-0" / "kd-cnn@temperature=2" / "recipe.yaml").distill.temperature == 2
     told = json.loads((out / "compare.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert told["rows"]["ce"]["se"] is None  # of one seed
     before = (out / "seed-0" / "ce" / "metrics.json").read_bytes()
-    assert compare("quickstart", methods="ce,kd-cnn", seeds=1, overrides=overrides, out=out)["rows"] == result["rows"]
+    assert compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out)["rows"] == result["rows"]
     assert (out / "seed-0" / "ce" / "metrics.json").read_bytes() == before  # not trained again
     lines = (out / "compare.csv").read_text().splitlines()
     assert lines[0] == "method,seed,top1" and lines[2] == f"ce,0,{result['rows']['ce']['top1'][0]:.6f}"
     assert "What kd-cnn gains over" in (out / "compare.html").read_text()
     with pytest.raises(UsageError, match=r"train\.lr = 0\.004, not 0\.5"):
-        compare("quickstart", methods="ce,kd-cnn", seeds=1, overrides=[*overrides, "train.lr=0.5"], out=out)
+        compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "train.lr=0.5"], out=out)
+
+
+@pytest.mark.parametrize("name", ["dtkd@", "dtkd@sdd", "dtkd@sdd=", "dtkd@method=ce", "dtkd@../x=1", "ce@seed=1/2"])
+def test_a_setting_of_a_method_is_read_or_refused(name: str) -> None:
+    assert settings("dtkd@branch.target=cnn@rkd=0") == ("distill.method=dtkd", "distill.branch.target=cnn", "distill.rkd=0")
+    with pytest.raises(UsageError, match="METHOD@KEY=VALUE"):
+        settings(name)
 
 
 def test_summary_is_paired_by_seed(tmp_path: Path) -> None:
