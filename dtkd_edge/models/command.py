@@ -49,7 +49,7 @@ def _show_one(name: str, classes: int) -> None:
         "normalisation": f"mean {info.mean}, std {info.std} of RGB in [0, 1]",
         "parameters": f"{parameters(model):,} with {classes} classes",
         "MACs": f"{macs_text(model)} per clip",
-        "checkpoints": "published timm names" if hasattr(model, "published_name") else "its own names",
+        "checkpoints": ", ".join(["its own names", *model.layouts()]),
     }
     clip = torch.zeros(2, 3, info.frames, info.size, info.size)
     with torch.inference_mode():

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dtkd_edge.errors import RecipeError
-from dtkd_edge.models.base import Heads, ModelInfo, VideoModel
+from dtkd_edge.models.base import Heads, Layout, ModelInfo, VideoModel
+from dtkd_edge.models.layouts import rename
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import Shift, fold_time, unfold_time
 
@@ -55,9 +56,9 @@ class TSM(VideoModel):
     def head_parameters(self) -> list[nn.Parameter]:
         return list(self.head.parameters())
 
-    def published_name(self, key: str) -> str:
-        """The name that timm's own checkpoints use for one of our keys."""
-        return key.removeprefix("backbone.").replace(".net.", ".")
+    def layouts(self) -> dict[str, Layout]:
+        names = {key.removeprefix("backbone.").replace(".net.", "."): key for key in self.state_dict()}
+        return {"timm": lambda tensors: rename(tensors, names)}
 
 
 @register("tsm_*", ("student", "cnn-teacher"), "TSM over a timm CNN (mobilenetv2, mobilenetv3, efficientnet, resnet, …)")
