@@ -62,6 +62,10 @@ class VideoModel(nn.Module):
         """Published checkpoints that load besides the model's own, by the name of who published them."""
         return {}
 
+    def sources(self) -> dict[str, Callable[[str], Tensors]]:
+        """What `weights:` can name besides a file: 'torchvision', 'timm', 'hf-hub' → see sources.py."""
+        return {}
+
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
         return self.forward_head(self.forward_features(clips))
 

@@ -124,7 +124,7 @@ class SlowFast(VideoModel):
         super().__init__()
         self.info, self.heads = info, heads
         # The frames that PySlowFast and pytorchvideo take: evenly from the first to the last.
-        self.slow_frames = torch.linspace(0, info.frames - 1, info.frames // alpha).long().tolist()
+        self.slow_frames = torch.linspace(0, info.frames - 1, info.frames // alpha, device="cpu").long().tolist()
         width, fast = 64, 64 // BETA
         steps = [_Step(_Stem(width, 1), _Stem(fast, 5), _Fuse(fast, alpha, kernel))]
         slow_in, fast_in = width + LATERAL * fast, fast

@@ -7,6 +7,7 @@ residual branch, in inverted residual blocks only where they have a skip connect
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from dtkd_edge.models.base import Heads, Layout, ModelInfo, VideoModel
 from dtkd_edge.models.layouts import rename
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import Shift, fold_time, unfold_time
+from dtkd_edge.models.sources import Fetch, hub_weights, timm_weights, torchvision_weights
 
 # Block class → the convolution that the shift is put in front of.
 SHIFTED = {"BasicBlock": "conv1", "Bottleneck": "conv1", "InvertedResidual": "conv_pw"}
@@ -59,6 +61,13 @@ class TSM(VideoModel):
     def layouts(self) -> dict[str, Layout]:
         names = {key.removeprefix("backbone.").replace(".net.", "."): key for key in self.state_dict()}
         return {"timm": lambda tensors: rename(tensors, names)}
+
+    def sources(self) -> dict[str, Fetch]:
+        base = self.info.name.removeprefix("tsm_")
+        found = {"timm": timm_weights(base), "hf-hub": hub_weights()}
+        if re.fullmatch(r"resnet\d+", base):  # timm's names are torchvision's
+            found["torchvision"] = torchvision_weights(base)
+        return found
 
 
 @register("tsm_*", ("student", "cnn-teacher"), "TSM over a timm CNN (mobilenetv2, mobilenetv3, efficientnet, resnet, …)")

@@ -14,6 +14,7 @@ from dtkd_edge.models.base import Tensors, VideoModel
 
 MIN_MATCH = 0.9  # share of the backbone's values that a file must bring
 WRAPPERS = ("module.", "model.", "student.", "backbone.")
+PUBLISHERS = ("torchvision", "timm", "hf-hub")
 CONTAINERS = ("state_dict", "model_state", "model", "ema_state_dict")
 
 
@@ -38,12 +39,22 @@ class LoadReport:
 
 
 def load_weights(model: VideoModel, source: str) -> LoadReport | None:
-    """Load `weights:` of a recipe. 'none' leaves the model as it is; else a .safetensors, .pth or .pt file, or a saved model.
+    """Load `weights:` of a recipe: 'none' leaves the model as it is; 'torchvision', 'timm' or 'hf-hub:OWNER/NAME' where the model
+    has such a source; else a .safetensors, .pth or .pt file, or a saved model.
 
     Raises CheckpointError for a file that is missing, not readable, holds code, or fits less than 90 % of the backbone.
     """
     if source == "none":
         return None
+    publisher, _, detail = source.partition(":")
+    if publisher in PUBLISHERS and not Path(source).exists():
+        fetch = model.sources().get(publisher)
+        if fetch is None:
+            known = ", ".join(model.sources()) or "none"
+            raise CheckpointError(
+                f"weights: {publisher} has none of {model.info.name}", f"give a file (publishers here: {known})"
+            )
+        return fit(model, fetch(detail), source)
     path = Path(source)
     if path.suffix == ".json" or path.with_suffix(".json").is_file():
         path = path.with_suffix(".safetensors")
