@@ -131,7 +131,7 @@ def declared(extra: str = "") -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_library_is_declared(module: str) -> None:
     base = declared()
-    anything = base.union(*(declared(e) for e in ("train", "openvino", "tensorrt", "demo")))
+    anything = base.union(*(declared(e) for e in ("train", "hf", "openvino", "tensorrt", "demo")))
 
     def foreign(everywhere: bool) -> set[str]:
         tops = {name.split(".")[0] for name in imports(MODULES[module], everywhere=everywhere)}
@@ -175,7 +175,7 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_runtime_imports_with_only_the_base_installed(tmp_path: Path) -> None:
     base = declared() | {"typing_extensions"}
-    extras = set().union(*(declared(e) for e in ("train", "openvino", "tensorrt", "demo"))) - base
+    extras = set().union(*(declared(e) for e in ("train", "hf", "openvino", "tensorrt", "demo"))) - base
     absent = {name for name in extras | OPTIONAL | {"cuda"} if name}
     wanted = [m for m in MODULES if room(m) in NO_TORCH]
     lazy = []

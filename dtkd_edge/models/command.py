@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
-from dtkd_edge.console import print_table
+from dtkd_edge.console import print_table, say
+from dtkd_edge.errors import MissingDependency
 from dtkd_edge.models.base import ModelInfo, VideoModel
 from dtkd_edge.models.measure import count_macs, count_parameters
 from dtkd_edge.models.registry import create_model, entries
@@ -49,8 +50,12 @@ def rows(classes: int = CLASSES) -> list[Row]:
     out = []
     for entry in entries():
         for name in EXAMPLES.get(entry.name, [entry.name]):
-            with torch.device("meta"):
-                model = create_model(name, classes)
+            try:
+                with torch.device("meta"):
+                    model = create_model(name, classes)
+            except MissingDependency as missing:
+                say(f"not listed: {missing}")
+                continue
             out.append(Row(name, model.info, count_parameters(model), count_macs(model), published(model)))
     return out
 

@@ -56,6 +56,20 @@ def hub_weights(**options: Any) -> Fetch:
     return _said(fetch, "weights from the Hugging Face hub")
 
 
+def transformers_weights(architecture: str) -> Fetch:
+    """`hf-hub:OWNER/NAME`, a repository in transformers' format; what it lacks of the architecture is left out, not made up."""
+
+    def fetch(repository: str) -> Tensors:
+        import transformers
+
+        if repository.count("/") != 1:
+            raise CheckpointError(f"weights: hf-hub:{repository}: no repository", "write hf-hub:OWNER/NAME")
+        model, loading = getattr(transformers, architecture).from_pretrained(repository, output_loading_info=True)
+        return {key: value for key, value in model.state_dict().items() if key not in loading["missing_keys"]}
+
+    return _said(fetch, "weights from the Hugging Face hub")
+
+
 def _timm(name: str, options: dict[str, Any]) -> Tensors:
     import timm
 

@@ -20,9 +20,9 @@ HEADS = {head: len(names) for head, names in LABELS.items()}
 # name, frames, size: what takes seconds; then what people deploy
 STUDENTS = [
     ("x3d_xs", 2, 32),
-    ("slowfast_r50_4x16", 8, 32),
-    ("r2plus1d_18", 4, 32),
-    ("s3d", 8, 32),
+    pytest.param("slowfast_r50_4x16", 8, 32, marks=pytest.mark.slow),
+    pytest.param("r2plus1d_18", 4, 32, marks=pytest.mark.slow),
+    pytest.param("s3d", 8, 32, marks=pytest.mark.slow),
     pytest.param("x3d_s", 13, 160, marks=pytest.mark.slow),
     pytest.param("slowfast_r50_8x8", 32, 224, marks=pytest.mark.slow),
     pytest.param("s3d", 32, 256, marks=pytest.mark.slow),
