@@ -58,9 +58,9 @@ class _Silent:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Bar]:
-    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead)."""
-    if not sys.stderr.isatty():
+def progress(title: str, total: int, hidden: bool = False) -> Iterator[Bar]:
+    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead), nor where it is hidden."""
+    if hidden or not sys.stderr.isatty():
         yield _Silent()
         return
     from rich.console import Console

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,18 +79,32 @@ class OptimConfig(_Section):
     """One training: schedule and optimiser."""
 
     epochs: int = Field(20, ge=1, le=10_000)
-    batch_size: int = Field(32, ge=2, le=65_536, description="at least 2: one clip alone has no batch statistics")
+    batch_size: int = Field(32, ge=2, le=65_536, description="per process; at least 2: one clip has no statistics")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(2e-3, gt=0, le=100)
     weight_decay: float = Field(0.02, ge=0, le=1)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: list[float] = Field([0.5, 0.75], description="schedule step: shares of the training after which the rate falls")
+    gamma: float = Field(0.1, gt=0, lt=1, description="schedule step: what the rate is multiplied by")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a block, as a share of the next one's: 0.65 to 0.9 to fine-tune a ViT"
+    )
+    accumulate: int = Field(1, ge=1, le=4096, description="batches that one step of the optimiser adds up")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is evaluated and kept; 0: none")
     clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     freeze_bn: bool = Field(False, description="keep the batch norms' loaded statistics")
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last epoch is always evaluated")
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: list[float]) -> list[float]:
+        if not all(a < b for a, b in pairwise([0.0, *milestones, 1.0])):
+            raise ValueError("expected rising shares between 0 and 1, such as [0.5, 0.75]")
+        return milestones
 
 
 class ModelConfig(_Section):
@@ -197,6 +212,7 @@ class Recipe(_Section):
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder below runs/")
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="what networks train in; losses and weights stay fp32")
     phases: Literal["all", "teachers"] = Field("all", description="teachers: train those that the method reads, no student")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     data: DataConfig = Field(default_factory=DataConfig)

@@ -14,11 +14,12 @@ import dtkd_edge
 from dtkd_edge import recipe as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
-from dtkd_edge.errors import CheckpointError, MissingDevice, RecipeError, UsageError
+from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.files import disk_errors, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
 from dtkd_edge.runs import RUNS
+from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.phases import RunContext, RunData, check_models, train_student, train_teacher
 
@@ -26,48 +27,65 @@ from dtkd_edge.train.phases import RunContext, RunData, check_models, train_stud
 def train(recipe: str, *, overrides: list[str], out: Path | None = None, resume: bool = False) -> Path:
     """Train what the recipe says into a run folder and return it. With `resume`, continue (or start) that run."""
     config = recipes.load(recipe, overrides)
-    folder = out or RUNS / config.name
-    if (folder / "recipe.yaml").is_file():
-        if not resume and out is None:
-            folder = _next_free(folder)
-        elif not resume:
-            raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
-        else:
-            config = _same_run(folder, config, overrides)
-            if (folder / "metrics.json").is_file():
-                say(f"{folder}: this run is finished; nothing to do")
-                return folder
-    # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
-    check_models(config, folder)
-    device = pick_device(config.device)
-    data = RunData.open(config)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = folder / "recipe.yaml"
-        before = saved.read_text(encoding="utf-8") if saved.is_file() else None
-        write_text(saved, config.to_yaml())
+    engine = Engine(config.device, config.precision)
     try:
-        with disk_errors(folder):
-            run_phases(config, folder, data, device, resume=resume)
-    except (CheckpointError, RecipeError):
-        if before is not None:  # what this call changed does not fit the run: leave it as it was, to be continued
-            write_text(saved, before)
-        raise
-    except KeyboardInterrupt:
-        again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
-        say(f"interrupted; whole epochs are kept. Continue with: {again}")
-        raise
+        folder, config = _open_run(out or RUNS / config.name, config, overrides, out is not None, resume, engine)
+        if (folder / "metrics.json").is_file():
+            if engine.main:
+                say(f"{folder}: this run is finished; nothing to do")
+        else:
+            _train(folder, config, engine, resume)
+    finally:
+        engine.close()
     return folder
 
 
-def run_phases(config: Recipe, folder: Path, data: RunData, device: torch.device, *, resume: bool) -> None:
+def _open_run(
+    folder: Path, config: Recipe, overrides: list[str], named: bool, resume: bool, engine: Engine
+) -> tuple[Path, Recipe]:
+    """The run's folder and recipe: this one's, the next free one's, or an interrupted run's."""
+    if not engine.agree((folder / "recipe.yaml").is_file()):
+        return folder, config
+    if resume:
+        return folder, _same_run(folder, config, overrides)
+    if named:
+        raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
+    return engine.agree(_next_free(folder)), config
+
+
+def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
+    # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
+    check_models(config, folder)
+    data = RunData.open(config)
+    saved = folder / "recipe.yaml"
+    before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+    engine.wait()
+    if engine.main:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(saved, config.to_yaml())
+    try:
+        with disk_errors(folder):
+            run_phases(config, folder, data, engine, resume=resume)
+    except (CheckpointError, RecipeError):
+        if before is not None and engine.main:  # what this call changed does not fit the run: leave it as it was
+            write_text(saved, before)
+        raise
+    except KeyboardInterrupt:
+        if engine.main:
+            again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+            say(f"interrupted; whole epochs are kept. Continue with: {again}")
+        raise
+
+
+def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, resume: bool) -> None:
     """Teachers that the method reads, the student, the results."""
     began = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
-    log = RunLog(folder)
+    log = RunLog(folder, engine.main)
     try:
-        context = RunContext(config, folder, data, device, log, resume)
+        context = RunContext(config, folder, data, engine, log, resume)
         log.note(context.describe(), started=now())
         teachers: dict[str, VideoModel] = {}
         scores: dict[str, dict[str, float]] = {}
@@ -84,11 +102,14 @@ def run_phases(config: Recipe, folder: Path, data: RunData, device: torch.device
             "seconds": round(time.perf_counter() - began, 1),
             "tools": {"dtkd-edge": dtkd_edge.__version__, "torch": torch.__version__},
         }
-        write_json(folder / "metrics.json", metrics)
+        if engine.main:
+            write_json(folder / "metrics.json", metrics)
     finally:
         log.close()
-    print_results(metrics)
-    say(f"run: {folder}")
+    engine.wait()
+    if engine.main:
+        print_results(metrics)
+        say(f"run: {folder}")
 
 
 def print_results(metrics: dict[str, Any]) -> None:
@@ -130,14 +151,6 @@ def parse_views(text: str) -> tuple[int, int]:
     if not (x and temporal.isdecimal() and spatial.isdecimal() and 1 <= int(temporal) <= 64 and 1 <= int(spatial) <= 8):
         raise UsageError(f"--views {text}: expected TxS, such as 1x1 or 10x3", "temporal up to 64, spatial up to 8")
     return int(temporal), int(spatial)
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
-    return torch.device(name)
 
 
 def _next_free(folder: Path) -> Path:

@@ -21,6 +21,16 @@ class Scores:
     labels: dict[str, NDArray[np.int64]]
     broken: list[str] = field(default_factory=list)
 
+    @classmethod
+    def join(cls, parts: list[Scores]) -> Scores:
+        """Of several parts of a catalogue, in their order."""
+        heads = parts[0].logits
+        return cls(
+            {head: np.concatenate([part.logits[head] for part in parts]) for head in heads},
+            {head: np.concatenate([part.labels[head] for part in parts]) for head in heads},
+            [why for part in parts for why in part.broken],
+        )
+
     def accuracy(self, head: str, k: int = 1) -> float:
         """Share of clips whose label is among the k highest logits."""
         logits, labels = self.logits[head], self.labels[head]

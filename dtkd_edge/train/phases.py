@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from dtkd_edge.models.saved import ModelCard, load_model, save_model
 from dtkd_edge.models.weights import load_weights
 from dtkd_edge.preprocess import Sampling
 from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimConfig, Recipe, TeacherConfig
+from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.evaluate import Scores, evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
@@ -73,10 +75,11 @@ class RunData:
 
 
 class RunContext:
-    """What every phase works with: the recipe, the folder, the data, the device, the log."""
+    """What every phase works with: the recipe, the folder, the data, the engine, the log."""
 
-    def __init__(self, recipe: Recipe, folder: Path, data: RunData, device: torch.device, log: RunLog, resume: bool) -> None:
-        self.recipe, self.folder, self.device, self.log, self.resume = recipe, folder, device, log, resume
+    def __init__(self, recipe: Recipe, folder: Path, data: RunData, engine: Engine, log: RunLog, resume: bool) -> None:
+        self.recipe, self.folder, self.engine, self.log, self.resume = recipe, folder, engine, log, resume
+        self.device = engine.device
         self.teachers_needed = [n for n in ("cnn", "vit") if n in needed_teachers(recipe.distill)]
         self.train, self.val, self.student_clips = data.train, data.val, data.student
         self.labels = {head: list(names) for head, names in self.train.classes.items()}
@@ -127,20 +130,21 @@ class RunContext:
         )
 
     def score(self, model: VideoModel, batch_size: int) -> Scores:
-        """On the validation clips, in the deploy preprocessing of that model. Clips that do not decode are named in the log once;
-        DataError where they are more than data.max_broken allows, or all."""
+        """On the validation clips, in the deploy preprocessing of that model; every rank takes a part of them and gets the
+        scores of all. Clips that do not decode are named in the log once; DataError where they are all, or more than
+        data.max_broken allows."""
         shape = (model.info.frames, model.info.size)
         if shape not in self._val_sets:
-            self._val_sets[shape] = self.dataset(self.val, *shape, None)
-        data = self._val_sets[shape]
-        loader = make_loader(data, batch_size, train=False, workers=self.recipe.data.workers, seed=0)
-        scores = evaluate(model, loader, self.device)
+            part = np.array_split(np.arange(len(self.val)), self.engine.world)[self.engine.rank]
+            self._val_sets[shape] = self.dataset(self.val.subset(part), *shape, None)
+        loader = make_loader(self._val_sets[shape], batch_size, train=False, workers=self.recipe.data.workers, seed=0)
+        scores = Scores.join(self.engine.gather(evaluate(model, loader, self.device)))
         for message in sorted(set(scores.broken) - self._val_broken):
             self.log.note(f"skipped: {message}", broken=message)
         self._val_broken |= set(scores.broken)
-        if len(scores.broken) > self.recipe.data.max_broken * len(data) or len(scores.broken) == len(data):
+        if len(scores.broken) > self.recipe.data.max_broken * len(self.val) or len(scores.broken) == len(self.val):
             raise DataError(
-                f"{len(scores.broken)} of {len(data)} validation clips do not decode, more than data.max_broken "
+                f"{len(scores.broken)} of {len(self.val)} validation clips do not decode, more than data.max_broken "
                 f"= {self.recipe.data.max_broken:g} allows",
                 "look at them with: dtkd-edge data check   (or raise data.max_broken)",
             )
@@ -148,27 +152,31 @@ class RunContext:
 
     def fit(self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, shape: tuple[int, int]) -> None:
         """shape: frames × size that the clips are read at; every network then takes its own from them."""
-        torch.manual_seed(self.recipe.seed * 10 + PHASE_SEEDS[name])
+        torch.manual_seed((self.recipe.seed * 10 + PHASE_SEEDS[name]) + 1_000_003 * self.engine.rank)  # dropout differs by rank
         views = self.recipe.teachers.views if name == "student" else None
         data = self.dataset(clips, *shape, self.recipe.augment, views)
-        loader = make_loader(data, config.batch_size, train=True, workers=self.recipe.data.workers, seed=self.recipe.seed)
+        shard = (self.engine.rank, self.engine.world)
+        workers = self.recipe.data.workers
+        loader = make_loader(data, config.batch_size, train=True, workers=workers, seed=self.recipe.seed, shard=shard)
         phase = Phase(
             name,
             config,
             task,
             data,
             loader,
-            lambda: self.score(task.student, config.batch_size),
-            self.device,
+            lambda model: self.score(model, config.batch_size),
+            self.engine,
             self.recipe.data.max_broken,
             self.folder / "checkpoints" / f"{name}.pt",
         )
         if views is not None and task.teachers:
             folder = self.recipe.teachers.cache or self.folder / "teachers" / "cache"
-            phase.taught = TeacherCache(folder, task, data, self.device, self.recipe.data.workers)
+            phase.taught = TeacherCache(folder, task, data, self.engine, workers)
         fit(phase, self.log, resume=self.resume)
 
     def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:
+        if not self.engine.main:
+            return
         info = model.info
         card = ModelCard(
             version=dtkd_edge.__version__,
