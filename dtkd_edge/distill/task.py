@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
 from dtkd_edge.distill.methods import RAMPED, find_method, needed_teachers, require_tap, require_teachers, resolve, term_weights
 from dtkd_edge.distill.precision import full_precision
+from dtkd_edge.distill.ranks import gather_batch
 from dtkd_edge.errors import RecipeError, UsageError
 from dtkd_edge.models import VideoModel, fit_clip
 from dtkd_edge.recipe import DistillConfig
@@ -202,7 +203,11 @@ class DistillationTask(nn.Module):
                     )
                 if "dist" in active:
                     found["dist"] = rivals.dist_loss(
-                        logits, target, beta=rival.dist_beta, gamma=rival.dist_gamma, temperature=rival.dist_temperature
+                        gather_batch(logits),
+                        gather_batch(target),
+                        beta=rival.dist_beta,
+                        gamma=rival.dist_gamma,
+                        temperature=rival.dist_temperature,
                     )
                 if "ofa" in active:
                     ofa = {"epsilon": rival.ofa_epsilon, "temperature": rival.ofa_temperature}
@@ -256,10 +261,10 @@ class DistillationTask(nn.Module):
         if "rkd" in active:
             relation = self.config.relation
             sources = ORDER if relation.source == "both" else (relation.source,)
-            pooled = rkd.gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
+            pooled = gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
             losses = []
             for name in sources:
-                reference = rkd.gather_batch(taught[name].features.float().mean((2, 3, 4)))
+                reference = gather_batch(taught[name].features.float().mean((2, 3, 4)))
                 losses.append(rkd.relational_loss(pooled, reference, distance=relation.distance, angle=relation.angle))
             terms["rkd"] = torch.stack(losses).mean()
         return terms, residual_var

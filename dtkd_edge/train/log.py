@@ -23,7 +23,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._drop_half_line()
-        self.events: Any = SummaryWriter(str(folder / "tensorboard"))
+        self.events = SummaryWriter(str(folder / "tensorboard"))
 
     def _drop_half_line(self) -> None:
         """Forget a last line that a kill left half written: the next one must not be glued to it."""
