@@ -31,10 +31,19 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the clips come from and how one clip is cut out of a video."""
 
-    kind: str = Field("motion", description="motion | order (generated), folder, csv")
+    kind: str = Field("motion", description="motion | order (generated), folder, csv, or a data set by its official files")
     root: Path | None = Field(None, description="folder of the data set; generated sets: where to write them")
     train: str | None = Field(None, description="training list, relative to root (csv)")
     val: str | None = Field(None, description="validation list, relative to root (csv)")
+    split: int = Field(1, ge=1, le=3, description="official split (hmdb51, ucf101)")
+    annotations: str | None = Field(None, description="folder of the official lists, relative to root; none: looked for")
+    videos: str | None = Field(None, description="folder of the videos or raw frames, relative to root; none: looked for")
+    frame_names: str | None = Field(
+        None, pattern=r"^[^/%]*%(0[0-9]+)?d[^/%]*$", description="raw frames instead of videos: their names, such as img_%05d.jpg"
+    )
+    first_frame: int = Field(1, ge=0, le=1, description="number of a folder's first raw frame (frame-list)")
+    frame_rate: float | None = Field(None, gt=0, description="raw frames per second, where the data set does not say")
+    max_missing: float = Field(0.2, ge=0, le=1, description="share of listed videos that may be missing (official sets)")
     val_share: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no validation list")
     clips: int = Field(2000, ge=16, description="generated sets: training clips")
     val_clips: int = Field(400, ge=16, description="generated sets: validation clips")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtkd_edge.data.catalogue import Catalogue, hold_out
+from dtkd_edge.data.catalogue import Catalogue, Split, hold_out
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
@@ -36,13 +36,13 @@ class Rows:
     grouped: bool = False
 
 
-def open_lists(config: DataConfig) -> dict[str, Catalogue]:
+def open_lists(config: DataConfig, split: Split) -> Catalogue:
     """`kind: csv`: data.train and, where given, data.val."""
     if config.train is None:
         raise DataError("data.train: kind csv needs a training list", "--set data.train=LIST.csv")
-    train = _locate(config.root, config.train, "data.train")
-    val = None if config.val is None else _locate(config.root, config.val, "data.val")
-    return read_lists("csv", config.root or train.parent, train, val, config)
+    train = find_list(config.root, config.train, "data.train")
+    val = None if config.val is None else find_list(config.root, config.val, "data.val")
+    return read_lists("csv", config.root or train.parent, train, val, config)[split]
 
 
 def read_lists(name: str, root: Path, train: Path, val: Path | None, config: DataConfig) -> dict[str, Catalogue]:
@@ -53,7 +53,7 @@ def read_lists(name: str, root: Path, train: Path, val: Path | None, config: Dat
     missing = [n for n, count in zip(names, np.bincount(whole.labels(), minlength=len(names)), strict=True) if not count]
     if missing:
         raise DataError(f"{train}: no clip of class {missing[0]!r}", "add clips of it, or take it out of classes.txt")
-    _some_exist(whole, train)
+    some_exist(whole, train)
     if val is not None:
         return {"train": whole, "val": _catalogue(name, root, read_rows(val), names)}
     return split_off(whole, config)
@@ -131,11 +131,14 @@ def _row(rows: Rows, cells: list[str], columns: dict[str, int], line: int) -> No
     rows.times.append((times[0], times[1]))
 
 
-def _class_names(root: Path, rows: Rows) -> list[str]:
-    listed = root / "classes.txt"
+def listed_classes(folder: Path) -> list[str] | None:
+    """Class names of a folder's classes.txt, or of its only label_map*.txt; none where it has neither."""
+    listed = folder / "classes.txt"
     if not listed.is_file():
-        found = set(rows.labels)
-        return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+        maps = sorted(file for file in folder.glob("label_map*.txt") if file.is_file())
+        if len(maps) != 1:
+            return None
+        listed = maps[0]
     try:
         names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -144,6 +147,13 @@ def _class_names(root: Path, rows: Rows) -> list[str]:
     if repeated:
         raise DataError(f"{listed}: class {repeated[0]!r} stands there twice", "remove one of the lines")
     return names
+
+
+def _class_names(root: Path, rows: Rows) -> list[str]:
+    if (root / "classes.txt").is_file():
+        return listed_classes(root) or []
+    found = set(rows.labels)
+    return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
 
 
 def _catalogue(name: str, root: Path, rows: Rows, names: list[str]) -> Catalogue:
@@ -165,15 +175,15 @@ def _catalogue(name: str, root: Path, rows: Rows, names: list[str]) -> Catalogue
     )
 
 
-def _some_exist(catalogue: Catalogue, source: Path) -> None:
+def some_exist(catalogue: Catalogue, source: Path) -> None:
     """A wrong root is said at once. Single missing files are counted and skipped when they are read."""
-    sample = np.unique(np.linspace(0, len(catalogue) - 1, 50).astype(int))
-    if not any(os.path.exists(catalogue.path(i)) for i in sample):  # noqa: PTH110  (does not raise without permission)
-        first = catalogue.path(int(sample[0]))
-        raise DataError(f"{source}: none of its files is there, for example {first}", "check data.root")
+    sample = [catalogue[int(i)] for i in np.unique(np.linspace(0, len(catalogue) - 1, 50).astype(int))]
+    places = [clip.path if clip.frames is None else clip.path.parent for clip in sample]
+    if not any(os.path.exists(place) for place in places):  # noqa: PTH110  (does not raise without permission)
+        raise DataError(f"{source}: none of its files is there, for example {places[0]}", "check data.root")
 
 
-def _locate(root: Path | None, name: str, option: str) -> Path:
+def find_list(root: Path | None, name: str, option: str) -> Path:
     """A list file: below data.root, or where the name itself says."""
     for path in ([root / name] if root is not None else []) + [Path(name)]:
         if path.is_file():
