@@ -73,12 +73,16 @@ def evaluate(
     target: Annotated[Path | None, typer.Argument(help="A run or an artefact. [default: the newest run]")] = None,
     set_: Set = None,
     views: Annotated[str, typer.Option(metavar="TxS", help="Temporal × spatial views per video.")] = "1x1",
+    data: Annotated[Path | None, typer.Option(help="Labelled videos: a folder per class, or a csv. [default: the run's]")] = None,
+    confusion: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the confusion matrix there: a picture (.png), or .csv.")
+    ] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """Accuracy of a run's student, or of an artefact, on the validation clips."""
     from dtkd_edge.train.command import evaluate as run
 
-    run(target, overrides=set_ or [], views=views, json=json)
+    run(target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion)
 
 
 @app.command()

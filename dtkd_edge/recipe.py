@@ -6,7 +6,7 @@ or a value out of range is a RecipeError that names the key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dtkd_edge.errors import RecipeError
+from dtkd_edge.errors import InputError, RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
 # Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
@@ -256,6 +256,24 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         given = first["input"] if isinstance(first["input"], (str, int, float, bool, list)) else "…"
         message = first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{where}: {key}: {message} (given: {given!r})", "correct that value, or --set it") from error
+
+
+def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:
+    """A data section without a recipe around it, changed by `data.a=value` overrides."""
+    raw: dict[str, Any] = {"name": "data", "student": {"model": "none"}, "data": dict(own)}
+    for override in overrides:
+        set_value(raw, override)
+    return parse(raw, where).data
+
+
+def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
+    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list that is all validation."""
+    if not path.exists():
+        raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
+    own: dict[str, Any] = {"kind": "folder", "root": path}
+    if path.is_file():
+        own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
+    return data_section(own, overrides, "--data")
 
 
 def _read(source: str | Path) -> tuple[str, str]:

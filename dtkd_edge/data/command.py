@@ -111,10 +111,7 @@ def _data_config(source: str, overrides: list[str]) -> DataConfig:
     """The data section of a recipe. Where no recipe has that name, the kind of a data set stands for its defaults."""
     if source not in SETS or source in recipe.shipped() or Path(source).exists():
         return recipe.load(source, overrides).data
-    raw: dict[str, Any] = {"name": source, "data": {"kind": source}, "student": {"model": "none"}}
-    for override in overrides:
-        recipe.set_value(raw, override)
-    return recipe.parse(raw, source).data
+    return recipe.data_section({"kind": source}, overrides, source)
 
 
 def _read_all(side: str, files: list[Path]) -> Iterable[Read]:

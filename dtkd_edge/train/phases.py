@@ -23,9 +23,10 @@ from dtkd_edge.models.saved import ModelCard, load_model, save_model
 from dtkd_edge.models.weights import load_weights
 from dtkd_edge.preprocess import Sampling
 from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimConfig, Recipe, TeacherConfig
-from dtkd_edge.train.evaluate import Scores, evaluate
+from dtkd_edge.train.evaluate import evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
+from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
 
 M = TypeVar("M", bound=nn.Module)
