@@ -264,12 +264,13 @@ def data_synth(
 def data_check(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file: its data section is checked.")] = "quickstart",
     set_: Set = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a picture with frames of every class.")] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """Read every clip of a data set: counts, broken files, class balance."""
-    from dtkd_edge.data.command import check
+    """Read every clip of a data set: counts, broken files, class balance, copies, decoding speed."""
+    from dtkd_edge.data.check import check
 
-    check(recipe, overrides=set_ or [], json=json)
+    check(recipe, overrides=set_ or [], json=json, sheet=sheet)
 
 
 EXTRAS = {  # which extra brings a library that the base does not have

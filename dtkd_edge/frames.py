@@ -72,4 +72,5 @@ class FrameFolder(Source):
         except FileNotFoundError as error:
             raise VideoError(f"{file}: no such frame", "extract the clip again, or leave it out") from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise VideoError(f"{file}: not a picture: {error}", "extract the clip again, or leave it out") from error
+            reason = str(error).partition(f" {str(file)!r}")[0]
+            raise VideoError(f"{file}: not a picture: {reason}", "extract the clip again, or leave it out") from error

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dtkd_edge.console import progress, say
 from dtkd_edge.data.scene import CLASSES, render
 from dtkd_edge.errors import DataError, DtkdEdgeError, MissingDependency, UsageError
-from dtkd_edge.files import atomic_folder, one_at_a_time, write_json, write_text
+from dtkd_edge.files import atomic_folder, cache_folder, one_at_a_time, write_json, write_text
 
 DESCRIPTION = "motion.json"
 VERSION = 2  # of the pictures: raise it when the same parameters give other clips
@@ -46,10 +46,9 @@ def parameters(kind: str, clips: int, val_clips: int, size: int, seed: int) -> d
 
 
 def default_folder(kind: str, clips: int, val_clips: int, size: int, seed: int) -> Path:
-    """Where the set is kept when nobody names a folder: `$DTKD_EDGE_CACHE`, or `~/.cache/dtkd-edge`."""
+    """Where the set is kept when nobody names a folder."""
     text = json.dumps(parameters(kind, clips, val_clips, size, seed), sort_keys=True)
-    cache = os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge"
-    return Path(cache) / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def generate(folder: Path, kind: str, clips: int, val_clips: int, size: int, seed: int) -> Path:
