@@ -273,6 +273,23 @@ def data_check(
     check(recipe, overrides=set_ or [], json=json, sheet=sheet)
 
 
+@data_app.command("pack")
+def data_pack(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file, or a kind of data set.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted pack goes on there.")],
+    set_: Set = None,
+    short: Annotated[int, typer.Option(min=32, max=2160, help="Pixels of the short side; smaller videos keep theirs.")] = 256,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="h264 quality: 0 best … 51 worst.")] = 20,
+    keyframes: Annotated[int, typer.Option(min=1, help="Frames between two that can be jumped to.")] = 12,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Files at a time. [default: the cores]")] = None,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
+) -> None:
+    """Re-encode a data set to a short side, one file per clip, for quick reading."""
+    from dtkd_edge.data.pack import Settings, pack
+
+    pack(recipe, out, overrides=set_ or [], settings=Settings(short, crf, keyframes), jobs=jobs, json=json)
+
+
 EXTRAS = {  # which extra brings a library that the base does not have
     "train": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "tensorboard"),
     "openvino": ("openvino",),

@@ -91,7 +91,7 @@ def check(source: str, *, overrides: list[str], json: str | None, sheet: Path | 
     picture with a few frames of every class. Raises DataError, after the report, where more than data.max_broken of the files
     are broken.
     """
-    config = _data_config(source, overrides)
+    config = data_config(source, overrides)
     sides = {"train": open_split(config, "train"), "val": open_split(config, "val")}
     reads: dict[str, dict[str, Read]] = {}
     start = time.perf_counter()
@@ -155,7 +155,7 @@ class _Journal:
         self.stream = path.open("a", encoding="utf-8", errors="surrogateescape")
 
     def read(self, clip: Clip) -> Read:
-        name, state = name_of(clip), _state(clip)
+        name, state = name_of(clip), state_of(clip)
         kept = self._kept.get(name)
         if kept is not None and kept[0] == state:
             return kept[1]
@@ -178,7 +178,7 @@ def _journal(config: DataConfig) -> Iterator[_Journal]:
         path.unlink(missing_ok=True)
 
 
-def _state(clip: Clip) -> list[int]:
+def state_of(clip: Clip) -> list[int]:
     """Changes when the file does."""
     try:
         found = (clip.path if clip.frames is None else clip.path.parent).stat()
@@ -187,7 +187,7 @@ def _state(clip: Clip) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _data_config(source: str, overrides: list[str]) -> DataConfig:
+def data_config(source: str, overrides: list[str]) -> DataConfig:
     """The data section of a recipe. Where no recipe has that name, the kind of a data set stands for its defaults."""
     if source not in SETS or source in recipe.shipped() or Path(source).exists():
         return recipe.load(source, overrides).data

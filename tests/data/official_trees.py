@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -148,4 +149,24 @@ def numbered_video(path: Path, count: int, rate: int) -> Path:
     frames = np.repeat(np.arange(count, dtype=np.uint8) * 4, 32 * 32 * 3).reshape(count, 32, 32, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, frames, rate)
+    return path
+
+
+def variable_rate(path: Path, levels: int = 20) -> Path:
+    """Frame i is grey of level 10·i; the first half is shown for 0.1 s each, the second for 0.3 s."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "1", "bf": "0", "crf": "10"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        at = 0
+        for i in range(levels):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, 1000)
+            at += 100 if i < levels // 2 else 300
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path

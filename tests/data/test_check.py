@@ -73,10 +73,10 @@ def test_an_interrupted_check_goes_on(
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DTKD_EDGE_CACHE", str(cache))
     overrides = [f"data.root={broken_folder}", "data.max_broken=1"]
-    real, names = module.read_through, []
+    real, names, limit = module.read_through, [], [6]
 
     def counting(clip: Clip) -> module.Read:
-        if len(names) == 6:
+        if len(names) == limit[0]:
             raise KeyboardInterrupt
         names.append(clip.path.name)
         return real(clip)
@@ -88,7 +88,7 @@ def test_an_interrupted_check_goes_on(
     journal = next(cache.glob("check-*.jsonl"))
     with journal.open("a") as stream:
         stream.write('["half a li')  # a kill in the middle of a line
-    before, names[:] = list(names), []
+    before, names[:], limit[:] = list(names), [], [99]
     changed = broken_folder / "a/a1.mp4"
     assert changed.name in before
     changed.write_bytes(changed.read_bytes() + b"\0" * 8)
