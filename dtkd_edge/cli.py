@@ -60,9 +60,15 @@ def train(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
+    splits: Annotated[str | None, typer.Option(help="hmdb51, ucf101: a run per official split, such as 1,2,3.")] = None,
 ) -> None:
     """Train the teachers (where the recipe says so), then the student with both of them."""
     _check_recipe(recipe, set_)
+    if splits is not None:
+        from dtkd_edge.train.splits import train_splits
+
+        train_splits(recipe, splits, overrides=set_ or [], out=out, resume=resume)
+        return
     from dtkd_edge.train.command import train as run
 
     run(recipe, overrides=set_ or [], out=out, resume=resume)
