@@ -6,7 +6,7 @@ or a value out of range is a RecipeError that names the key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dtkd_edge.errors import RecipeError
+from dtkd_edge.errors import InputError, RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
 # Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
@@ -32,10 +32,19 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the clips come from and how one clip is cut out of a video."""
 
-    kind: str = Field("motion", description="motion | order (generated), folder, csv")
+    kind: str = Field("motion", description="motion | order (generated), folder, csv, or a data set by its official files")
     root: Path | None = Field(None, description="folder of the data set; generated sets: where to write them")
     train: str | None = Field(None, description="training list, relative to root (csv)")
     val: str | None = Field(None, description="validation list, relative to root (csv)")
+    split: int = Field(1, ge=1, le=3, description="official split (hmdb51, ucf101)")
+    annotations: str | None = Field(None, description="folder of the official lists, relative to root; none: looked for")
+    videos: str | None = Field(None, description="folder of the videos or raw frames, relative to root; none: looked for")
+    frame_names: str | None = Field(
+        None, pattern=r"^[^/%]*%(0[0-9]+)?d[^/%]*$", description="raw frames instead of videos: their names, such as img_%05d.jpg"
+    )
+    first_frame: int = Field(1, ge=0, le=1, description="number of a folder's first raw frame (frame-list)")
+    frame_rate: float | None = Field(None, gt=0, description="raw frames per second, where the data set does not say")
+    max_missing: float = Field(0.2, ge=0, le=1, description="share of listed videos that may be missing (official sets)")
     val_share: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no validation list")
     clips: int = Field(2000, ge=16, description="generated sets: training clips")
     val_clips: int = Field(400, ge=16, description="generated sets: validation clips")
@@ -263,6 +272,24 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         given = first["input"] if isinstance(first["input"], (str, int, float, bool, list)) else "…"
         message = first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{where}: {key}: {message} (given: {given!r})", "correct that value, or --set it") from error
+
+
+def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:
+    """A data section without a recipe around it, changed by `data.a=value` overrides."""
+    raw: dict[str, Any] = {"name": "data", "student": {"model": "none"}, "data": dict(own)}
+    for override in overrides:
+        set_value(raw, override)
+    return parse(raw, where).data
+
+
+def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
+    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list that is all validation."""
+    if not path.exists():
+        raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
+    own: dict[str, Any] = {"kind": "folder", "root": path}
+    if path.is_file():
+        own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
+    return data_section(own, overrides, "--data")
 
 
 def _read(source: str | Path) -> tuple[str, str]:

@@ -90,7 +90,7 @@ def real_clips(config: DataConfig, preprocess: Preprocess, count: int, split: st
     for index in order:
         clip = catalogue[int(index)]
         try:
-            frames = read_clip(clip.path, preprocess.sampling, start=clip.start, end=clip.end)
+            frames = read_clip(clip.open(), preprocess.sampling, start=clip.start, end=clip.end)
         except VideoError as error:
             reason = error.message
             continue

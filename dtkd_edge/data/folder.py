@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtkd_edge.data.catalogue import Catalogue
+from dtkd_edge.data.catalogue import Catalogue, Split
 from dtkd_edge.data.lists import HEAD, read_lists, split_off
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
@@ -21,8 +21,12 @@ EXTENSIONS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", 
 VALIDATION = ("val", "valid", "validation", "test")
 
 
-def open_folder(config: DataConfig) -> dict[str, Catalogue]:
-    """Both sides of a folder. Raises DataError for what is missing or not readable."""
+def open_folder(config: DataConfig, split: Split) -> Catalogue:
+    """One side of a folder. Raises DataError for what is missing or not readable."""
+    return _sides(config)[split]
+
+
+def _sides(config: DataConfig) -> dict[str, Catalogue]:
     root = config.root
     if root is None:
         raise DataError("data.root: kind folder needs the folder of the data set", "--set data.root=FOLDER")

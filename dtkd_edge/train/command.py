@@ -127,22 +127,47 @@ def print_results(metrics: dict[str, Any]) -> None:
     print_table(table)
 
 
-def evaluate(target: Path | None, *, overrides: list[str], views: str = "1x1", json: str | None = None) -> dict[str, Any]:
-    """Accuracy of a run's student or of an artefact on the run's validation clips (or on `--set data.…`)."""
+def evaluate(
+    target: Path | None,
+    *,
+    overrides: list[str],
+    views: str = "1x1",
+    json: str | None = None,
+    data: Path | None = None,
+    confusion: Path | None = None,
+) -> dict[str, Any]:
+    """Scores of a run's student or of an artefact on the run's validation clips, or on `data` or `--set data.…`.
+
+    confusion: where to write the confusion matrix, as a picture or as .csv; with several heads one file each, NAME-HEAD.png.
+    """
+    from dtkd_edge.train.scores import write_confusion
     from dtkd_edge.train.testing import evaluate_target
 
-    result = evaluate_target(target, overrides, parse_views(views))
+    result, scores, labels = evaluate_target(target, overrides, parse_views(views), data)
     if json:
         write_result(result, json)
     if json != "-":
-        table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
-        table.add_column("head")
-        table.add_column("top-1", justify="right")
-        table.add_column("top-5", justify="right")
-        for head, row in result["heads"].items():
-            table.add_row(head, f"{row['top1']:.4f}", f"{row['top5']:.4f}" if "top5" in row else "")
-        print_table(table)
+        print_table(_eval_table(result))
+    if confusion is not None:
+        for head, names in labels.items():
+            path = confusion if len(labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
+            write_confusion(path, scores.confusion(head), names)
+            say(f"confusion matrix of {head}: {path}")
     return result
+
+
+def _eval_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
+    table.add_column("head")
+    for column in ("top-1", "top-5", "mean class"):
+        table.add_column(column, justify="right")
+    for part in result.get("parts", {}):
+        table.add_column(f"{part} top-1", justify="right")
+    for head, row in result["heads"].items():
+        cells = [f"{row[key]:.4f}" if key in row else "" for key in ("top1", "top5", "mean_class")]
+        parts = [f"{rows[head]['top1']:.4f}" if head in rows else "" for rows in result.get("parts", {}).values()]
+        table.add_row(head, *cells, *parts)
+    return table
 
 
 def parse_views(text: str) -> tuple[int, int]:

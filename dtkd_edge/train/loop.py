@@ -25,9 +25,9 @@ from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import OptimConfig
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.engine import Engine
-from dtkd_edge.train.evaluate import Scores
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
+from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
 
 

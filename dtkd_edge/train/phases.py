@@ -25,9 +25,10 @@ from dtkd_edge.models.weights import load_weights
 from dtkd_edge.preprocess import Sampling
 from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimConfig, Recipe, TeacherConfig
 from dtkd_edge.train.engine import Engine
-from dtkd_edge.train.evaluate import Scores, evaluate
+from dtkd_edge.train.evaluate import evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
+from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
 
 M = TypeVar("M", bound=nn.Module)
@@ -134,11 +135,13 @@ class RunContext:
         scores of all. Clips that do not decode are named in the log once; DataError where they are all, or more than
         data.max_broken allows."""
         shape = (model.info.frames, model.info.size)
+        part = np.array_split(np.arange(len(self.val)), self.engine.world)[self.engine.rank]
         if shape not in self._val_sets:
-            part = np.array_split(np.arange(len(self.val)), self.engine.world)[self.engine.rank]
             self._val_sets[shape] = self.dataset(self.val.subset(part), *shape, None)
         loader = make_loader(self._val_sets[shape], batch_size, train=False, workers=self.recipe.data.workers, seed=0)
-        scores = Scores.join(self.engine.gather(evaluate(model, loader, self.device)))
+        own = evaluate(model, loader, self.device)
+        own.index = part[own.index]
+        scores = Scores.join(self.engine.gather(own))
         for message in sorted(set(scores.broken) - self._val_broken):
             self.log.note(f"skipped: {message}", broken=message)
         self._val_broken |= set(scores.broken)
