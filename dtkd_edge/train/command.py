@@ -21,7 +21,9 @@ from dtkd_edge.recipe import Recipe
 from dtkd_edge.runs import RUNS
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
-from dtkd_edge.train.phases import RunContext, RunData, check_models, train_student, train_teacher
+from dtkd_edge.train.phases import RunContext, RunData, check_models, predictions, train_student, train_teacher
+from dtkd_edge.train.run_report import save_predictions, write_run_report
+from dtkd_edge.train.scores import Scores
 
 
 def train(recipe: str, *, overrides: list[str], out: Path | None = None, resume: bool = False) -> Path:
@@ -88,14 +90,14 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
         context = RunContext(config, folder, data, engine, log, resume)
         log.note(context.describe(), started=now())
         teachers: dict[str, VideoModel] = {}
-        scores: dict[str, dict[str, float]] = {}
+        scores: dict[str, Scores] = {}
         for name in context.teachers_needed:
             teachers[name], scores[name] = train_teacher(context, name)
         if config.phases == "all":
             scores["student"] = train_student(context, teachers)
         metrics = {
-            **({"student": scores["student"]} if "student" in scores else {}),
-            "teachers": {name: scores[name] for name in teachers},
+            **({"student": scores["student"].table()} if "student" in scores else {}),
+            "teachers": {name: scores[name].table() for name in teachers},
             "method": config.distill.method,
             "views": "1x1",
             "clips": {"train": len(context.train), "student": len(context.student_clips), "val": len(context.val)},
@@ -103,13 +105,18 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
             "tools": {"dtkd-edge": dtkd_edge.__version__, "torch": torch.__version__},
         }
         if engine.main:
-            write_json(folder / "metrics.json", metrics)
+            if "student" in scores:
+                heads = predictions(context, scores)
+                save_predictions(folder, heads)
+                write_run_report(folder, config.name, metrics, heads)
+            write_json(folder / "metrics.json", metrics)  # last: it says that the run is finished
     finally:
         log.close()
     engine.wait()
     if engine.main:
         print_results(metrics)
-        say(f"run: {folder}")
+        report = folder / "report.html"
+        say(f"run: {folder}" + (f"   report: {report}" if report.is_file() else ""))
 
 
 def print_results(metrics: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import dtkd_edge
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
 from dtkd_edge.data.loader import make_loader
+from dtkd_edge.distill import datw
 from dtkd_edge.distill.methods import needed_teachers, require_tap, require_teachers
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.errors import CheckpointError, DataError, RecipeError
@@ -28,6 +30,7 @@ from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.evaluate import evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
+from dtkd_edge.train.run_report import Predictions
 from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
 
@@ -200,14 +203,14 @@ class RunContext:
         return DistillConfig(method="ce")
 
 
-def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, dict[str, float]]:
+def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
     """A teacher, frozen, and its scores: read from the run where it is finished, trained where the recipe says so, else from its
     weights."""
     config: TeacherConfig = getattr(run.recipe.teachers, name)
     stem = run.folder / "teachers" / name
     if run.resume and stem.with_suffix(".json").is_file():
-        model, card = load_model(stem)
-        return channels_last(model).to(run.device).requires_grad_(False), card.metrics
+        model = channels_last(load_model(stem)[0]).to(run.device).eval().requires_grad_(False)
+        return model, run.score(model, 32)
     model = run.build(config, name)
     if config.train is not None:
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing).to(run.device)
@@ -216,10 +219,10 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, dict[str, flo
         raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
     scores = run.score(model, 32)
     run.save(stem, model, config, scores)
-    return model.eval().requires_grad_(False), scores.table()
+    return model.eval().requires_grad_(False), scores
 
 
-def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str, float]:
+def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> Scores:
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
@@ -229,7 +232,25 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str,
     run.fit("student", recipe.train, task, run.student_clips, shape)
     scores = run.score(student, recipe.train.batch_size)
     run.save(run.folder / "student", student, recipe.student, scores)
-    return scores.table()
+    return scores
+
+
+def predictions(run: RunContext, scores: Mapping[str, Scores]) -> dict[str, Predictions]:
+    """What every network said of the validation clips, and ω of them with the finished student, per head."""
+    heads = {}
+    # Networks of different lengths read different frames, so that a damaged clip may decode for one and not for another.
+    numbers = {name: np.asarray(found.index) for name, found in scores.items()}
+    read = reduce(np.intersect1d, numbers.values())
+    both = {name: np.isin(found, read) for name, found in numbers.items()}
+    options = run.recipe.distill.weights.model_dump(exclude={"standardize"})
+    for head, names in run.labels.items():
+        logits = {name: np.asarray(found.logits[head][both[name]], np.float32) for name, found in scores.items()}
+        omega = None
+        if run.recipe.distill.method == "dtkd" and {"cnn", "vit"} <= set(logits):
+            student, cnn, vit = (torch.from_numpy(logits[name]) for name in ("student", "cnn", "vit"))
+            omega = datw.teacher_weights(student, [cnn, vit], **options).numpy()
+        heads[head] = Predictions(names, scores["student"].labels[head][both["student"]], logits, omega)
+    return heads
 
 
 @torch.no_grad()
