@@ -60,7 +60,7 @@ def entries(run: Path) -> list[dict[str, object]]:
 
 
 def test_run_folder_is_whole(finished: Path) -> None:
-    wanted = "recipe.yaml log.jsonl metrics.json student.safetensors student.json checkpoints/student.pt predictions.npz report.html"
+    wanted = "recipe.yaml log.jsonl metrics.json student.safetensors student.json checkpoints/student.pt report.html"
     for name in wanted.split():
         assert (finished / name).is_file(), name
     assert list((finished / "tensorboard").glob("events.*"))
