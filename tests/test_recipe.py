@@ -39,6 +39,13 @@ def test_every_shipped_recipe_names_models_that_exist(name: str) -> None:
         assert any(fnmatch.fnmatchcase(model.model, known) for known in models.list_models())  # a family is 'tsm_*'
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_builds(name: str, tmp_path: Path) -> None:
+    phases = pytest.importorskip("dtkd_edge.train.phases", reason="needs torch")
+    phases.check_models(recipe.load(name), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

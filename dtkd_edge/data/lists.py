@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dtkd_edge.console import say
 from dtkd_edge.data.catalogue import Catalogue, Split, hold_out
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
@@ -96,7 +97,23 @@ def read_rows(path: Path) -> Rows:
         raise DataError(f"{path}:{reader.line_num}: not csv: {error}", "expected path,label with quotes where needed") from error
     if not rows.paths:
         raise DataError(f"{path}: the list is empty", "expected lines of path,label")
+    _say_repeats(rows)
     return rows
+
+
+def _say_repeats(rows: Rows) -> None:
+    """A clip may stand in a list more than once, to weigh more; but a person should know."""
+    first: dict[tuple[str, str], int] = {}
+    again = [i for i, key in enumerate(zip(rows.paths, map(str, rows.times), strict=True)) if first.setdefault(key, i) != i]
+    if again:
+        i = again[0]
+        j = first[rows.paths[i], str(rows.times[i])]
+        same = all(labels[i] == labels[j] for labels in rows.labels.values())
+        how = "" if same else ", with another label"
+        say(
+            f"{rows.source}:{rows.lines[i]}: {rows.paths[i]} stands in line {rows.lines[j]} already{how} "
+            f"({len(again)} such lines in all)"
+        )
 
 
 def _columns(cells: list[str]) -> tuple[dict[str, int], bool]:

@@ -17,7 +17,7 @@ from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
 PREFIX = "something-something-v2-"
-VIDEOS = ("20bn-something-something-v2", "videos", "rawframes", "sthv2", ".")
+VIDEOS = ("20bn-something-something-v2", "something-something-v2", "videos", "rawframes", "sthv2", ".")
 
 
 def open_ssv2(config: DataConfig, split: Split) -> Catalogue:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from dtkd_edge import recipe as recipes
 from dtkd_edge.artifact import MANIFEST, Artifact
 from dtkd_edge.console import progress, say
-from dtkd_edge.data.catalogue import open_split
+from dtkd_edge.data.catalogue import Catalogue, open_split
 from dtkd_edge.errors import DataError, InputError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.runs import find_run
@@ -43,27 +46,20 @@ def evaluate_target(
     probabilities: dict[str, list[NDArray[np.float64]]] = {head: [] for head in labels}
     wanted: dict[str, list[int]] = {head: [] for head in labels}
     index: list[int] = []
-    broken = unknown = 0
-    with progress("eval", len(catalogue)) as bar:
-        for i in range(len(catalogue)):
-            clip = catalogue[i]
+    broken = 0
+    known = [i for i in range(len(catalogue)) if min(numbers[head][catalogue.labels(head)[i]] for head in labels) >= 0]
+    unknown = len(catalogue) - len(known)
+    with progress("eval", len(known)) as bar:
+        for i, frames in _read_ahead(catalogue, known, preprocess, views):
             bar.advance()
-            own = {head: numbers[head][clip.labels[head]] for head in labels}
-            if min(own.values()) < 0:
-                unknown += 1
-                continue
-            try:
-                frames = read_input(
-                    clip.open(), preprocess, temporal_views=views[0], spatial_views=views[1], start=clip.start, end=clip.end
-                )
-            except VideoError as error:
+            if isinstance(frames, VideoError):
                 broken += 1
-                say(f"skipped: {error.message}")
+                say(f"skipped: {frames.message}")
                 continue
             index.append(i)
             for head, logits in predict(frames).items():
                 probabilities[head].append(softmax(logits).mean(0))
-                wanted[head].append(own[head])
+                wanted[head].append(numbers[head][catalogue.labels(head)[i]])
     if not index:
         raise DataError("no validation clip decodes", "look at them with: dtkd-edge data check")
     with np.errstate(divide="ignore"):  # a probability of 0 is a score of -inf
@@ -80,6 +76,36 @@ def evaluate_target(
         **({"parts": parts} if parts else {}),
     }
     return result, scores, labels
+
+
+def _read_ahead(
+    catalogue: Catalogue, numbers: list[int], preprocess: Preprocess, views: tuple[int, int]
+) -> Iterator[tuple[int, NDArray[np.uint8] | VideoError]]:
+    """Clips as model input, in order, read by threads a few clips ahead (the decoder lets go of the interpreter lock)."""
+
+    def read(number: int) -> NDArray[np.uint8] | VideoError:
+        clip = catalogue[number]
+        try:
+            return read_input(
+                clip.open(), preprocess, temporal_views=views[0], spatial_views=views[1], start=clip.start, end=clip.end
+            )
+        except VideoError as error:
+            return error
+
+    workers = min(len(os.sched_getaffinity(0)), 8)
+    with ThreadPoolExecutor(workers, thread_name_prefix="eval") as pool:
+        ahead: deque[tuple[int, Future[NDArray[np.uint8] | VideoError]]] = deque()
+        try:
+            for number in numbers:
+                ahead.append((number, pool.submit(read, number)))
+                if len(ahead) > workers:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _row(scores: Scores, head: str) -> dict[str, float]:
