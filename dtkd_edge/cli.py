@@ -236,11 +236,14 @@ def demo(
 
 
 @app.command()
-def models(name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None) -> None:
-    """The models that a recipe can name: sizes, parameters, feature taps."""
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole list as a page for the documentation.")] = False,
+) -> None:
+    """The models that a recipe can name: sizes, parameters, feature taps, published checkpoints."""
     from dtkd_edge.models.command import show
 
-    show(name)
+    show(name, markdown=markdown)
 
 
 @app.command()

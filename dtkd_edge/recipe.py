@@ -118,7 +118,7 @@ class OptimConfig(_Section):
 
 class ModelConfig(_Section):
     model: str
-    weights: str = Field("none", description="none, a .safetensors or .pth file, or a run's saved model")
+    weights: str = Field("none", description="none, a .safetensors or .pth file, torchvision, timm, hf-hub:OWNER/NAME")
     frames: int | None = Field(None, ge=1, le=512)
     size: int | None = Field(None, ge=8, le=1024)
     options: dict[str, Any] = {}

@@ -218,9 +218,9 @@ def _write(model: VideoModel, card: ModelCard, request: Request, folder: Path, s
 
 
 def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request) -> Manifest:
-    from dtkd_edge.export import graph
+    from dtkd_edge.models.measure import count_macs
 
-    size, macs = card.size, graph.count_macs(model)
+    size, macs = card.size, count_macs(model)
     shape, states = [-1 if request.dynamic_batch else request.batch, card.frames, size, size, 3], []
     if request.mode == "stream":
         from dtkd_edge.export import stream

@@ -197,16 +197,6 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
         onnx.save(proto, str(aside), format="protobuf")
 
 
-def count_macs(model: VideoModel) -> int:
-    """Multiply-accumulates of one clip: convolutions and matrix products, as papers count them (half of torch's FLOPs)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    info = model.info
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, info.frames, info.size, info.size))
-    return int(counter.get_total_flops()) // 2
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch on one thread inside the block."""

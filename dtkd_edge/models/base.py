@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 Role = Literal["student", "cnn-teacher", "vit-teacher"]
+Tensors = dict[str, Tensor]
+Layout = Callable[[Tensors], Tensors]  # a published file's tensors → the same under our names; what it does not know stays
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,14 @@ class VideoModel(nn.Module):
         """The parameters that start from nothing when the class count changes."""
         raise NotImplementedError
 
+    def layouts(self) -> dict[str, Layout]:
+        """Published checkpoints that load besides the model's own, by the name of who published them."""
+        return {}
+
+    def sources(self) -> dict[str, Callable[[str], Tensors]]:
+        """What `weights:` can name besides a file: 'torchvision', 'timm', 'hf-hub' → see sources.py."""
+        return {}
+
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
         return self.forward_head(self.forward_features(clips))
 
@@ -70,6 +81,26 @@ class Heads(nn.Module):
     def forward(self, pooled: Tensor) -> dict[str, Tensor]:
         pooled = self.dropout(pooled)
         return {name: linear(pooled) for name, linear in self.linear.items()}
+
+
+class JointHeads(nn.Linear):
+    """All heads in one linear layer on `[B, C]`: with one head its keys and shapes are those of a published classifier."""
+
+    def __init__(self, channels: int, heads: dict[str, int]) -> None:
+        super().__init__(channels, sum(heads.values()))
+        self.heads = heads
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, pooled: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        logits = super().forward(pooled)
+        if len(self.heads) == 1:
+            return dict.fromkeys(self.heads, logits)
+        out, start = {}, 0
+        for name, classes in self.heads.items():
+            out[name] = logits[:, start : start + classes]
+            start += classes
+        return out
 
 
 def fit_clip(frames: Tensor, info: ModelInfo) -> Tensor:

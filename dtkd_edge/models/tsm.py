@@ -7,14 +7,18 @@ residual branch, in inverted residual blocks only where they have a skip connect
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from torch import Tensor, nn
 
 from dtkd_edge.errors import RecipeError
-from dtkd_edge.models.base import Heads, ModelInfo, VideoModel
+from dtkd_edge.models.base import Heads, Layout, ModelInfo, VideoModel
+from dtkd_edge.models.layouts import Pattern, rename, substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import Shift, fold_time, unfold_time
+from dtkd_edge.models.sources import Fetch, hub_weights, timm_weights, torchvision_weights
+from dtkd_edge.models.tsm_layouts import HEAD, MIT, MMACTION2
 
 # Block class → the convolution that the shift is put in front of.
 SHIFTED = {"BasicBlock": "conv1", "Bottleneck": "conv1", "InvertedResidual": "conv_pw"}
@@ -55,9 +59,28 @@ class TSM(VideoModel):
     def head_parameters(self) -> list[nn.Parameter]:
         return list(self.head.parameters())
 
-    def published_name(self, key: str) -> str:
-        """The name that timm's own checkpoints use for one of our keys."""
-        return key.removeprefix("backbone.").replace(".net.", ".")
+    def layouts(self) -> dict[str, Layout]:
+        names = {key.removeprefix("backbone.").replace(".net.", "."): key for key in self.state_dict()}
+        found: dict[str, Layout] = {"timm": lambda tensors: rename(tensors, names)}
+        family = re.match("resnet|mobilenetv2", self.info.name.removeprefix("tsm_"))
+        if family is None:
+            return found
+        # Among several heads a published classifier has no place.
+        only = next(iter(self.heads)) if len(self.heads) == 1 else None
+        head = {} if only is None else {f"{HEAD}{part}": f"head.linear.{only}.{part}" for part in ("weight", "bias")}
+
+        def through(patterns: list[Pattern]) -> Layout:
+            # A shift stands in front of a convolution as `.net.`: both sides without it, since its place is ours to know.
+            return lambda tensors: rename(substitute(tensors, [(r"\.net\.", "."), *patterns]), names | head)
+
+        return {**found, "mit-han-lab": through(MIT[family[0]]), "mmaction2": through(MMACTION2[family[0]])}
+
+    def sources(self) -> dict[str, Fetch]:
+        base = self.info.name.removeprefix("tsm_")
+        found = {"timm": timm_weights(base), "hf-hub": hub_weights()}
+        if re.fullmatch(r"resnet\d+", base):  # timm's names are torchvision's
+            found["torchvision"] = torchvision_weights(base)
+        return found
 
 
 @register("tsm_*", ("student", "cnn-teacher"), "TSM over a timm CNN (mobilenetv2, mobilenetv3, efficientnet, resnet, …)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dtkd_edge.errors import CheckpointError
-from dtkd_edge.models.base import VideoModel
+from dtkd_edge.models.base import Tensors, VideoModel
 
 MIN_MATCH = 0.9  # share of the backbone's values that a file must bring
 WRAPPERS = ("module.", "model.", "student.", "backbone.")
+PUBLISHERS = ("torchvision", "timm", "hf-hub")
 CONTAINERS = ("state_dict", "model_state", "model", "ema_state_dict")
 
 
@@ -23,64 +23,76 @@ class LoadReport:
     """What a checkpoint gave: names loaded, missing from it, unexpected in it, and those left out for their shape."""
 
     source: str
+    layout: str = "own"
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     head_replaced: bool = False
 
     def line(self) -> str:
+        layout = "" if self.layout == "own" else f" ({self.layout})"
         head = ", head replaced" if self.head_replaced else ""
         return (
-            f"{self.source}: {len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
+            f"{self.source}{layout}: {len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected{head}"
         )
 
 
 def load_weights(model: VideoModel, source: str) -> LoadReport | None:
-    """Load `weights:` of a recipe. 'none' leaves the model as it is; else a .safetensors, .pth or .pt file, or a saved model.
+    """Load `weights:` of a recipe: 'none' leaves the model as it is; 'torchvision', 'timm' or 'hf-hub:OWNER/NAME' where the model
+    has such a source; else a .safetensors, .pth or .pt file, or a saved model.
 
     Raises CheckpointError for a file that is missing, not readable, holds code, or fits less than 90 % of the backbone.
     """
     if source == "none":
         return None
+    publisher, _, detail = source.partition(":")
+    if publisher in PUBLISHERS and not Path(source).exists():
+        fetch = model.sources().get(publisher)
+        if fetch is None:
+            known = ", ".join(model.sources()) or "none"
+            raise CheckpointError(
+                f"weights: {publisher} has none of {model.info.name}", f"give a file (publishers here: {known})"
+            )
+        return fit(model, fetch(detail), source)
     path = Path(source)
     if path.suffix == ".json" or path.with_suffix(".json").is_file():
         path = path.with_suffix(".safetensors")
-    tensors = _read(path)
+    return fit(model, _read(path), str(path))
+
+
+def fit(model: VideoModel, tensors: Tensors, source: str) -> LoadReport:
+    """Load tensors into a model in the layout, its own or a published one, that names most of them."""
     own = model.state_dict()
-    published: Callable[[str], str] = getattr(model, "published_name", lambda key: key)
-    report = LoadReport(str(path))
+    layouts = {"own": tensors, **{name: convert(tensors) for name, convert in model.layouts().items()}}
+    layout = max(layouts, key=lambda name: len(own.keys() & layouts[name].keys()))
+    tensors = layouts[layout]
+    report = LoadReport(source, layout)
     head = {id(parameter) for parameter in model.head_parameters()}
     head_names = {name for name, parameter in model.named_parameters() if id(parameter) in head}
-    taken: dict[str, Tensor] = {}
-    used: set[str] = set()
+    taken: Tensors = {}
     for name, value in own.items():
-        found = next((key for key in (name, published(name)) if key in tensors), None)
-        if found is None or tensors[found].shape != value.shape:
-            if not name.endswith("num_batches_tracked"):
-                report.missing.append(name)
-            if found is not None:
-                used.add(found)
-                report.head_replaced |= name in head_names
-            continue
-        taken[name] = tensors[found].to(value.dtype)
-        used.add(found)
-        report.loaded.append(name)
-    report.unexpected = sorted(set(tensors) - used)
-    report.head_replaced |= any(name in head_names for name in report.missing)
+        found = tensors.get(name)
+        if found is not None and found.shape == value.shape:
+            taken[name] = found.to(value.dtype)
+            report.loaded.append(name)
+        elif not name.endswith("num_batches_tracked"):
+            report.missing.append(name)
+    report.unexpected = sorted(set(tensors) - set(own))
+    report.head_replaced = any(name in head_names for name in report.missing)
     backbone = {n: v.numel() for n, v in own.items() if n not in head_names and not n.endswith("num_batches_tracked")}
     share = sum(size for name, size in backbone.items() if name in taken) / max(sum(backbone.values()), 1)
     if share < MIN_MATCH:
         lost = next(name for name in backbone if name not in taken)
         raise CheckpointError(
-            f"{path}: fits only {share:.0%} of {model.info.name} (for example, {lost} is missing or of another shape)",
+            f"{source}: fits only {share:.0%} of {model.info.name} (for example, {lost} is missing or of another shape)",
             "give weights of that very model, or weights: none",
         )
     model.load_state_dict({**own, **taken})
     return report
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> Tensors:
     """A flat state dict. Pickled code is never run: .pth is read with weights_only=True and nothing else."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file", "check the path, or set weights: none")

@@ -10,15 +10,25 @@ from dtkd_edge.models.registry import entries
 EXAMPLES = {
     "tsm_*": [("tsm_mobilenetv2_035", 64), ("tsm_resnet18", 64), ("tsm_mobilenetv3_large_100", 64), ("tsm_efficientnet_b0", 64)],
     "vit_tubelet": [("vit_tubelet", 96)],
+    "vit_*": [("vit_tiny_patch16_224", 32), ("vit_deit_tiny_patch16_224", 32)],
+    "mvit_v2_s": [("mvit_v2_s", 64)],
 }
-ALL = [example for name in list_models() for example in EXAMPLES.get(name, [(name, 40)])]
+FRAMES = {"s3d": 8, "slowfast_r50_4x16": 8}  # instead of 4: fewer they cannot take
+SLOW = {"x3d_l", "swin3d_s", "swin3d_b"}  # larger ones of a family
+ALL = [
+    pytest.param(example, size, marks=[pytest.mark.slow] if example in SLOW else [])
+    for name in list_models()
+    for example, size in EXAMPLES.get(name, [(name, 40)])
+]
 
 
 @pytest.mark.parametrize(("name", "size"), ALL)
 def test_model_keeps_its_declaration(name: str, size: int) -> None:
-    model = create_model(name, {"verb": 5, "noun": 3}, size=size, frames=4).eval()
-    clips = torch.randn(2, 3, 4, size, size)
-    features = model.forward_features(clips)
+    frames = FRAMES.get(name, 4)
+    model = create_model(name, {"verb": 5, "noun": 3}, size=size, frames=frames).eval()
+    clips = torch.randn(2, 3, frames, size, size)
+    with torch.inference_mode():
+        features = model.forward_features(clips)
     assert {k: v.shape[1] for k, v in features.items()} == model.info.taps
     assert all(v.ndim == 5 and v.shape[0] == 2 for v in features.values())
     assert {head: tuple(v.shape) for head, v in model(clips).items()} == {"verb": (2, 5), "noun": (2, 3)}

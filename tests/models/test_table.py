@@ -1,0 +1,74 @@
+"""What `dtkd-edge models` says: sizes against published ones, and the page in docs/ against the registry."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtkd_edge.models import create_model, list_models
+from dtkd_edge.models.command import EXAMPLES, rows, to_markdown
+from dtkd_edge.models.measure import count_macs, count_parameters
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+
+# name → size (None: its own), parameters in millions, multiply-accumulates of one view in billions
+PUBLISHED = {
+    # PySlowFast's model zoo and table 4 of the X3D paper
+    "x3d_xs": (None, 3.8, 0.60),
+    "x3d_s": (None, 3.8, 1.96),
+    "x3d_m": (None, 3.8, 4.73),
+    "x3d_l": (None, 6.2, 18.37),
+    # the SlowFast paper's table 2 counts at 256²
+    "slowfast_r50_4x16": (256, 34.5, 36.1),
+    "slowfast_r50_8x8": (256, 34.5, 65.7),
+    # the meta of torchvision's weights; that of Swin3D counts 16 frames, half of its clip
+    "mvit_v2_s": (None, 34.537744, 64.224),
+    "swin3d_t": (None, 28.158070, 2 * 43.882),
+    "swin3d_s": (None, 49.816678, 2 * 82.841),
+    "swin3d_b": (None, 88.048984, 2 * 140.667),
+    "r2plus1d_18": (None, 31.505325, 40.519),
+    "s3d": (None, 8.320048, 17.979),
+    # mmaction2's model zoo (parameters); eight times MobileNetV2's 300 M without its classifier (Sandler et al., 2018, table 4)
+    "tsm_mobilenetv2_100": (None, 2.736, 8 * (0.3008 - 0.00128)),
+    # mmaction2's model zoo: TSM on ResNet-50, 8 frames of 224²; timm's own table of ResNet-50
+    "tsm_resnet50": (None, 24.327, 8 * 4.09),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
+    size, parameters, macs = PUBLISHED[name]
+    with torch.device("meta"):
+        model = create_model(name, 400, size=size)
+    assert count_parameters(model) == pytest.approx(parameters * 1e6, rel=0.01)
+    assert count_macs(model) == pytest.approx(macs * 1e9, rel=0.01)
+
+
+def test_counting_changes_nothing_and_needs_no_data() -> None:
+    """A convolution by hand: 3 → 16 channels, 3 × 3, over 8 frames of 24²; and the model keeps its weights and mode."""
+    model = create_model("tsm_tiny", 3, size=48)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    small = count_macs(model)
+    assert model.training and all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    wider = create_model("tsm_tiny", 4, size=48)
+    assert count_macs(wider) - small == model.info.taps["stage3"]  # one more row of the classifier
+    assert small > 8 * 24 * 24 * 16 * 27
+
+
+def test_the_page_in_docs_is_the_registrys() -> None:
+    table = rows()
+    names = {row.name for row in table}
+    assert names == {example for name in list_models() for example in EXAMPLES.get(name, [name])}
+    assert PAGE.read_text(encoding="utf-8") == to_markdown(table), "run: dtkd-edge models --markdown > docs/models.md"
+
+
+def test_the_command_lists_and_shows(dtkd_edge: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    done = dtkd_edge("models", "--markdown")
+    assert done.returncode == 0 and done.stdout == PAGE.read_text(encoding="utf-8")
+    one = dtkd_edge("models", "x3d_s")
+    assert one.returncode == 0
+    for text in ("13 frames, stride 6, 160 × 160", "432 channels, 13 × 5 × 5", "1.96 G", "PySlowFast", "0.45"):
+        assert text in one.stdout
