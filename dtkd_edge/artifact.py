@@ -83,6 +83,31 @@ class VerifyPart(_Part):
     speedup: float | None = Field(None, description="latency of the reference / latency of the artefact")
 
 
+class QuantizationPart(_Part):
+    """How an int8 graph was made: on which clips, and what stayed out of it."""
+
+    method: str
+    clips: int = Field(..., description="training clips that the ranges were measured on")
+    seed: int
+    clips_sha256: str = Field(..., description="of the list of those clips: path, start and end, a line each")
+    layers: int = Field(..., description="convolutions and matrix products of the graph")
+    kept: list[str] = Field([], description="those of them that stay out of int8 because they cost too much accuracy")
+    rest: Precision = Field("fp32", description="what everything outside of int8 is computed in")
+
+
+class AccuracyPart(_Part):
+    """Top-1 on the validation split beside the float32 network's on the same clips, of the head that loses most."""
+
+    head: str
+    clips: int
+    top1_reference: float
+    top1: float
+    drop: float = Field(..., description="points of top-1")
+    stderr: float = Field(..., description="of the drop, from the clips on which the two differ")
+    max_drop: float
+    passed: bool
+
+
 class Manifest(_Part):
     schema_: Literal["dtkd-edge/artifact/1"] = Field(SCHEMA, alias="schema")
     name: str
@@ -101,6 +126,8 @@ class Manifest(_Part):
     engine_key: EngineKey | None = None
     tools: dict[str, str] = {}
     verify: VerifyPart | None = None
+    quantization: QuantizationPart | None = None
+    accuracy: AccuracyPart | None = None
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
 
@@ -189,6 +216,12 @@ def new_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
         files = {file.name: sha256(file) for file in sorted(aside.iterdir()) if file.is_file()}
         whole = manifest.model_copy(update={"files": files})
         write_text(aside / MANIFEST, json.dumps(whole.to_json(), indent=2, ensure_ascii=False) + "\n")
+
+
+def unfinished(folder: Path, manifest: Manifest, *, target: str | None = None) -> Artifact:
+    """A folder that is being filled, as something that a backend opens (with another target's runtime, where one is named)."""
+    files = {file.name: "" for file in folder.iterdir() if file.is_file()}
+    return Artifact(folder, manifest.model_copy(update={"files": files, "target": target or manifest.target}))
 
 
 def now() -> str:

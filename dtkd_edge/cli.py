@@ -126,6 +126,13 @@ def export(
     verify_only: Annotated[bool, typer.Option("--verify-only", help="Check an artefact against its stored clips.")] = False,
     workspace: Annotated[int | None, typer.Option(min=1, metavar="MIB", help="tensorrt: memory for the build. [1024]")] = None,
     optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: 0 quick … 5 thorough. [3]")] = None,
+    calibration_clips: Annotated[
+        int | None, typer.Option(min=32, metavar="N", help="int8: training clips to measure its ranges on. [300]")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="POINTS", help="int8, auto: top-1 that it may cost on the validation clips. [1]"),
+    ] = None,
 ) -> None:
     """Strip the training-only branches, trace, build, verify on real clips."""
     from dtkd_edge.export.command import export as call
@@ -133,6 +140,7 @@ def export(
     call(
         run, target=target, precision=precision, mode=mode, batch=batch, dynamic_batch=dynamic_batch, out=out, clips=clips,
         overrides=set_ or [], verify_only=verify_only, workspace=workspace, optimization_level=optimization_level,
+        calibration_clips=calibration_clips, max_drop=max_drop,
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ PIPE_WIDTH = 160  # characters of a table in a pipe or a file
 
 
 def say(text: str) -> None:
-    """One line for the person, never for a program."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person, never for a program. Bytes of a file name that are no UTF-8 are shown escaped."""
+    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 def output_width() -> int:
