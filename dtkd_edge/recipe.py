@@ -75,6 +75,8 @@ class AugmentConfig(_Section):
     ratio: float = Field(1.0, ge=1.0, le=2.0, description="largest aspect ratio of the random crop")
     flip: bool = Field(False, description="mirror half of the clips: only where left and right mean the same")
     color: float = Field(0.0, ge=0, le=1, description="strength of brightness, contrast and saturation jitter")
+    mixup: float = Field(0.0, ge=0, le=10, description="α of mixup: clips blended in pairs; 0: off")
+    cutmix: float = Field(0.0, ge=0, le=10, description="α of CutMix: a rectangle of one clip put into another; 0: off")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -230,6 +232,12 @@ class Recipe(_Section):
     teachers: TeachersConfig = Field(default_factory=TeachersConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     train: OptimConfig = Field(default_factory=OptimConfig)
+
+    @model_validator(mode="after")
+    def _stored_outputs_are_of_whole_clips(self) -> Recipe:
+        if self.teachers.views is not None and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("augment.mixup and augment.cutmix make new pictures in every step: leave teachers.views out")
+        return self
 
     def preprocess(self, frames: int, size: int) -> Preprocess:
         """What evaluation and deployment do for a model of that many frames and that size."""

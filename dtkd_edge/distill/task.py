@@ -138,11 +138,13 @@ class DistillationTask(nn.Module):
         labels: Mapping[str, Tensor],
         *,
         taught: Mapping[str, TeacherOutput] | None = None,
+        shared: tuple[Mapping[str, Tensor], float] | None = None,
         progress: float = 1.0,
     ) -> dict[str, Any]:
         """Loss of one batch; nothing in here waits for the device.
 
         frames: uint8 RGB `[B, T, H, W, 3]`; labels: `{head: long [B]}`; taught: the teachers' outputs, where a cache has them;
+        shared: of mixed clips, the labels of the other clip in each, and the share in [0, 1] that `labels` keep of cross-entropy;
         progress: share of the training done, in [0, 1], by which the ramped terms rise.
 
         Returns `loss` (scalar), `output` (`{head: logits}`), `terms` (name → detached, unweighted scalar), `omega` (`[B, k]`,
@@ -156,7 +158,7 @@ class DistillationTask(nn.Module):
         features = self.student.forward_features(fit_clip(frames, self.student.info))
         output = self.student.forward_head(features)
 
-        terms, omega = self._logit_terms(features, output, labels, taught)
+        terms, omega = self._logit_terms(features, output, labels, taught, shared)
         feature_terms, residual_var = self._feature_terms(features, taught, omega)
         terms.update(feature_terms)
 
@@ -177,6 +179,7 @@ class DistillationTask(nn.Module):
         output: Mapping[str, Tensor],
         labels: Mapping[str, Tensor],
         taught: Mapping[str, TeacherOutput],
+        shared: tuple[Mapping[str, Tensor], float] | None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The terms on logits, each the mean over heads, and ω."""
         rival, active = self.config.rivals, self.weights
@@ -189,6 +192,11 @@ class DistillationTask(nn.Module):
             found: dict[str, Tensor] = {}
             if "ce" in active:
                 found["ce"] = _cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+                if shared is not None:
+                    other = _cross_entropy(logits, shared[0][head], label_smoothing=self.label_smoothing)
+                    found["ce"] = shared[1] * found["ce"] + (1 - shared[1]) * other
+            if shared is not None and shared[1] < 0.5:  # rules that know one label take that of the larger part
+                y = shared[0][head]
             if "kd" in active:
                 found["kd"], omega = self._kd(logits, head, y, taught)
                 omegas += [] if omega is None else [omega]

@@ -22,10 +22,11 @@ from dtkd_edge.data.loader import Loader
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.errors import CheckpointError, DataError, InputError
 from dtkd_edge.models.base import VideoModel
-from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.recipe import AugmentConfig, OptimConfig
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
+from dtkd_edge.train.mixing import mix
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
 from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
@@ -45,6 +46,7 @@ class Phase:
     max_broken: float
     checkpoint: Path
     taught: TeacherCache | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     broken: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -178,11 +180,15 @@ def train_epoch(
         lr = set_learning_rate(optimizer, learning_rate(config, step + number, total))
         frames = batch["frames"].to(phase.device, non_blocking=True)
         labels = {head: value.to(phase.device, non_blocking=True) for head, value in batch["labels"].items()}
+        shared = None
+        if (mixture := mix(frames, phase.augment)) is not None:
+            frames, others = mixture.frames, {head: value[mixture.partner] for head, value in labels.items()}
+            shared = (others, mixture.share)
         taught = None if phase.taught is None else phase.taught.read(batch["index"])
         more = (count + 1) % config.accumulate != 0 and number + 1 < steps
         with engine.accumulating(phase.module, more):
             with engine.autocast():
-                result = phase.module(frames, labels, taught=taught, progress=min((step + number) / total, 1.0))
+                result = phase.module(frames, labels, taught=taught, shared=shared, progress=min((step + number) / total, 1.0))
             engine.scaler.scale(result["loss"] / config.accumulate).backward()
         values = {"loss": result["loss"].detach(), **result["terms"]}
         if not more:

@@ -174,6 +174,7 @@ class RunContext:
             self.engine,
             self.recipe.data.max_broken,
             self.folder / "checkpoints" / f"{name}.pt",
+            augment=self.recipe.augment,
         )
         if views is not None and task.teachers:
             folder = self.recipe.teachers.cache or self.folder / "teachers" / "cache"
