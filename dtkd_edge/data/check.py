@@ -14,10 +14,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from dtkd_edge import recipe
 from dtkd_edge.console import print_table, progress, say, write_result
 from dtkd_edge.data.catalogue import SETS, Catalogue, Clip, open_split
 from dtkd_edge.errors import DataError, VideoError
-from dtkd_edge.files import cache_folder, disk_errors, sha256
+from dtkd_edge.files import cache_folder, sha256
 from dtkd_edge.frames import FrameFolder
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source
@@ -151,8 +151,10 @@ class _Journal:
                     continue
             if self._kept:
                 say(f"going on with an interrupted check: {len(self._kept)} files are read already")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = path.open("a", encoding="utf-8", errors="surrogateescape")
+        self.stream: TextIO | None = None
+        with suppress(OSError):  # where nothing can be written, an interrupted check begins anew
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = path.open("a", encoding="utf-8", errors="surrogateescape")
 
     def read(self, clip: Clip) -> Read:
         name, state = name_of(clip), state_of(clip)
@@ -162,8 +164,9 @@ class _Journal:
         read = read_through(clip)
         with self._lock:
             self.new.append(read)
-            self.stream.write(json_.dumps([name, state, asdict(read)]) + "\n")
-            self.stream.flush()
+            if self.stream is not None:
+                self.stream.write(json_.dumps([name, state, asdict(read)]) + "\n")
+                self.stream.flush()
         return read
 
 
@@ -171,10 +174,10 @@ class _Journal:
 def _journal(config: DataConfig) -> Iterator[_Journal]:
     """The journal of this data set's check; it is removed when the check ends."""
     path = cache_folder() / f"check-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]}.jsonl"
-    with disk_errors(path):
-        journal = _Journal(path)
-        with journal.stream:
-            yield journal
+    journal = _Journal(path)
+    with journal.stream or nullcontext():
+        yield journal
+    with suppress(OSError):
         path.unlink(missing_ok=True)
 
 

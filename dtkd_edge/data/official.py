@@ -176,7 +176,7 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except OSError:
+    except (OSError, ValueError):  # no such folder, or a name with a zero byte
         return []  # what should be in it is missing
 
 
@@ -210,11 +210,13 @@ def make_catalogue(
             )
         say(f"{rows.source}: {len(missing)} of {len(kept)} videos are missing and left out, for example {example}")
     at = np.array([i for i, path in zip(kept, found, strict=True) if path is not None])
-    more = {name: np.asarray(values)[at] for name, values in rows.more.items()}
+    texts = ("ids",)  # as bytes: a third of numpy's text, and any name fits
+    more = {
+        name: np.asarray([os.fsencode(value) for value in values] if name in texts else values)[at]
+        for name, values in rows.more.items()
+    }
     if "group" in more:
         more["groups"] = np.unique(more.pop("group"), return_inverse=True)[1].reshape(-1)
-    if "ids" in more:
-        more["ids"] = more["ids"].astype(np.bytes_)
     if files.frame_names is not None and "frames" not in more:
         more["frames"] = np.zeros((len(at), 2), np.int64)
     if files.frame_names is not None and "rates" not in more and config.frame_rate:

@@ -127,8 +127,9 @@ def print_results(metrics: dict[str, Any]) -> None:
     scored = min((int(row["n"]) for row in rows.values()), default=0)  # without those that do not decode
     table = Table(title=f"validation accuracy, {scored} clips, views={metrics['views']}")
     table.add_column("model")
+    alone = all(column.startswith("action_") for column in columns)  # no other head to tell it from
     for column in columns:
-        table.add_column(column.removeprefix("action_"), justify="right")
+        table.add_column(column.removeprefix("action_") if alone else column, justify="right")
     for name, row in rows.items():
         table.add_row(name, *[f"{row[column]:.3f}" if column in row else "" for column in columns])
     print_table(table)

@@ -99,6 +99,14 @@ def test_an_interrupted_check_goes_on(
     assert not journal.exists()
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(
+    motion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DTKD_EDGE_CACHE", str(tmp_path / "file/cache"))
+    assert check("folder", overrides=[f"data.root={motion_folder}"], json="-")["train"]["files"] == 40
+
+
 def test_contact_sheet(motion_folder: Path, tmp_path: Path) -> None:
     colors = {"red": (200, 20, 20), "blue [x]": (20, 20, 200)}
     for name, color in colors.items():

@@ -305,6 +305,14 @@ def test_epic100_lines_that_do_not_fit(tmp_path: Path, column: int, value: str |
         opened("epic100", root)
 
 
+def test_epic100_names_may_be_of_any_letters(tmp_path: Path) -> None:
+    root = trees.epic100(tmp_path, clips=2)
+    source = root / "epic-kitchens-100-annotations/EPIC_100_train.csv"
+    source.write_bytes(source.read_bytes().replace(b"P01_01_0,", b"P01_\xc3\xbc\xff_0,"))
+    train = opened("epic100", root)
+    assert train.ids is not None and train.ids[0] == b"P01_\xc3\xbc\xff_0"
+
+
 def test_the_same_clip_twice(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = trees.epic100(tmp_path, clips=2)
     source = root / "epic-kitchens-100-annotations/EPIC_100_train.csv"
