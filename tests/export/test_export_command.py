@@ -100,11 +100,11 @@ def test_an_engine_is_not_built_elsewhere(run: Path, tmp_path: Path) -> None:
 
 
 def test_openvino_that_cannot_write_names_the_folder(onnx_artifact: Path, tmp_path: Path) -> None:
-    from dtkd_edge.export.openvino import write_ir
+    from dtkd_edge.export.openvino import convert, write_ir
 
     (tmp_path / "model.xml").mkdir()  # what a full disk is like to OpenVINO: a RuntimeError
     with pytest.raises(InputError, match=f"{tmp_path}: OpenVINO cannot write there") as caught:
-        write_ir(onnx_artifact / "model.onnx", tmp_path, precision="fp32", entries={})
+        write_ir(convert(onnx_artifact / "model.onnx"), tmp_path, precision="fp32", entries={})
     assert "disk full" in caught.value.hint
 
 

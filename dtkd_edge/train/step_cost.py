@@ -1,6 +1,6 @@
 """What distillation costs beside the networks themselves: one training step, and one with stored teacher outputs.
 
-    python -m dtkd_edge.benchmarks.steps [RECIPE] [--set A.B=V] [--steps 20] [--device auto] [--classes 8]
+    python -m dtkd_edge.train.step_cost [RECIPE] [--set A.B=V] [--steps 20] [--device auto] [--classes 8]
 
 With the student, teachers, batch size and precision of the recipe (weights do not matter), on random frames in memory:
 
