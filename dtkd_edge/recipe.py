@@ -263,9 +263,24 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}", "mend the file") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected keys and values at the top level", "see: dtkd-edge train --help")
+    overrides = list(overrides)
+    _drop_options_of_other_models(raw, overrides)
     for override in overrides:
         set_value(raw, override)
     return parse(raw, where)
+
+
+def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str]) -> None:
+    """`--set student.model=x3d_s`: the options in a recipe are those of the model that it names, and no other's."""
+    teachers = raw.get("teachers")
+    sections = {"student": raw.get("student")}
+    if isinstance(teachers, dict):
+        sections |= {f"teachers.{name}": section for name, section in teachers.items()}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        section = sections.get(key.strip().removesuffix(".model"))
+        if key.strip().endswith(".model") and isinstance(section, dict) and section.get("model") != value.strip():
+            section.pop("options", None)
 
 
 def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -175,6 +175,16 @@ def test_any_override_is_applied_or_refused_clearly(key: str, value: str) -> Non
         pass
 
 
+def test_another_model_does_not_inherit_the_options_of_the_recipes_own() -> None:
+    own = recipe.load("folder")
+    assert own.student.options and own.teachers.cnn is not None and own.teachers.cnn.options
+    assert recipe.load("folder", [f"student.model={own.student.model}"]) == own
+    other = recipe.load("folder", ["student.model=x3d_s", "student.options.dropout=0.2"])
+    assert other.student.options == {"dropout": 0.2} and other.teachers == own.teachers
+    teacher = recipe.load("folder", ["teachers.cnn.model=x3d_m"]).teachers.cnn
+    assert teacher is not None and teacher.options == {} and teacher.train == own.teachers.cnn.train
+
+
 def test_preprocess_follows_the_recipe(path: Path) -> None:
     loaded = recipe.load(path, ["data.eval_crop=0.875", "data.sampling=dense", "data.stride=4"])
     wanted = loaded.preprocess(frames=16, size=112)

@@ -17,7 +17,7 @@ from dtkd_edge.data.lists import HEAD, read_lists, split_off
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
-EXTENSIONS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv"}
+EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
 VALIDATION = ("val", "valid", "validation", "test")
 
 
@@ -60,9 +60,7 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
     for label in found:
         clips = sorted(_videos(root / label, label))
         if not clips:
-            raise DataError(
-                f"{root / label}: a class with no clip", f"expected files such as {', '.join(sorted(EXTENSIONS)[:4])}"
-            )
+            raise DataError(f"{root / label}: a class with no clip", f"expected files such as {', '.join(EXTENSIONS[:4])}")
         paths += clips
         labels += [known.index(label)] * len(clips)
     return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from export_runs import write_run
 
-from dtkd_edge.artifact import Artifact, new_artifact
+from dtkd_edge.artifact import Artifact, digest, new_artifact
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import ArtifactError, CheckpointError, InputError, MissingDependency, UsageError, VerificationError
 from dtkd_edge.export import verify
@@ -151,7 +151,7 @@ def test_a_wrong_graph_is_found_later_too(onnx_artifact: Path, tmp_path: Path) -
         export(folder, verify_only=True)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["model.onnx"] = sha256(folder / "model.onnx")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
     with pytest.raises(VerificationError):
         export(folder, verify_only=True)
 
