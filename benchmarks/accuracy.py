@@ -25,7 +25,7 @@ from dtkd_edge.video import read_clip
 
 
 class Labelled(Protocol):
-    """What is needed of a catalogue: clips with `path`, `labels` (head → class number), `start`, `end`; class names by head."""
+    """What is needed of a catalogue: clips with `open()`, `labels` (head → class number), `start`, `end`; class names by head."""
 
     classes: dict[str, list[str]]
 
@@ -100,7 +100,7 @@ def _decoded(
         try:
             for spec in specs:
                 if spec.sampling not in raw:
-                    raw[spec.sampling] = read_clip(clip.path, spec.sampling, start=clip.start, end=clip.end)
+                    raw[spec.sampling] = read_clip(clip.open(), spec.sampling, start=clip.start, end=clip.end)
                 out[spec] = spec.frames(raw[spec.sampling])
         except VideoError as error:
             return error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtkd_edge import recipe
-from dtkd_edge.errors import DtkdEdgeError, InputError, UsageError
+from dtkd_edge.errors import DtkdEdgeError, UsageError
 
 if TYPE_CHECKING:
     from dtkd_edge.data.catalogue import Catalogue
@@ -34,21 +33,11 @@ def data_config(artifact: Path, data: Path | None, overrides: list[str]) -> reci
         if not override.startswith("data."):
             raise UsageError(f"--set {override}: bench takes data.… only", "for example: --set data.root=videos")
     if data is not None:
-        if not data.exists():
-            raise InputError(f"--data {data}: no such folder or list", "give a folder with one folder per class, or a csv list")
-        own = {"kind": "folder", "root": data} if data.is_dir() else {"kind": "csv", "root": data.parent, "val": data.name}
-        return _config({**own, "train": data.name} if data.is_file() else own, overrides, "--data")
+        return recipe.data_at(data, overrides)
     run = run_of(artifact)
     if run is not None:
         return recipe.load(run / "recipe.yaml", overrides).data
-    return _config({}, overrides, "--set") if overrides else None
-
-
-def _config(own: Mapping[str, object], overrides: list[str], where: str) -> recipe.DataConfig:
-    raw: dict[str, object] = {"name": "bench", "student": {"model": "none"}, "data": dict(own)}
-    for override in overrides:
-        recipe.set_value(raw, override)
-    return recipe.parse(raw, where).data
+    return recipe.data_section({}, overrides, "--set") if overrides else None
 
 
 def find_data(artifact: Path, data: Path | None, overrides: list[str]) -> tuple[Data | None, str]:

@@ -53,7 +53,7 @@ def make_inputs(spec: Preprocess, clips: Iterable[Any] = (), source: str = "") -
     used: list[Any] = []
     for clip in clips:
         try:
-            raw.append(read_clip(clip.path, spec.sampling, start=clip.start, end=clip.end))
+            raw.append(read_clip(clip.open(), spec.sampling, start=clip.start, end=clip.end))
         except VideoError:
             continue
         used.append(clip)
@@ -87,7 +87,7 @@ def make_query(
 
     def from_file(k: int) -> NDArray[np.uint8]:
         clip = inputs.clips[k]
-        return spec.frames(read_clip(clip.path, spec.sampling, start=clip.start, end=clip.end))
+        return spec.frames(read_clip(clip.open(), spec.sampling, start=clip.start, end=clip.end))
 
     return lambda i: backend.run(np.stack([from_file(k) for k in picks[i % len(picks)]])), clips
 

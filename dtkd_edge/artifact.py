@@ -7,8 +7,9 @@ it anywhere. Whatever does not fit (a changed file, an unknown schema, a missing
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,7 +17,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dtkd_edge.errors import ArtifactError
-from dtkd_edge.files import atomic_folder, sha256, write_text
+from dtkd_edge.files import atomic_folder, sha256, write_json
 from dtkd_edge.preprocess import Preprocess
 
 SCHEMA: Final = "dtkd-edge/artifact/1"
@@ -83,6 +84,31 @@ class VerifyPart(_Part):
     speedup: float | None = Field(None, description="latency of the reference / latency of the artefact")
 
 
+class QuantizationPart(_Part):
+    """How an int8 graph was made: on which clips, and what stayed out of it."""
+
+    method: str
+    clips: int = Field(..., description="training clips that the ranges were measured on")
+    seed: int
+    clips_sha256: str = Field(..., description="of the list of those clips: path, start and end, a line each")
+    layers: int = Field(..., description="convolutions and matrix products of the graph")
+    kept: list[str] = Field([], description="those of them that stay out of int8 because they cost too much accuracy")
+    rest: Precision = Field("fp32", description="what everything outside of int8 is computed in")
+
+
+class AccuracyPart(_Part):
+    """Top-1 on the validation split beside the float32 network's on the same clips, of the head that loses most."""
+
+    head: str
+    clips: int
+    top1_reference: float
+    top1: float
+    drop: float = Field(..., description="points of top-1")
+    stderr: float = Field(..., description="of the drop, from the clips on which the two differ")
+    max_drop: float
+    passed: bool
+
+
 class Manifest(_Part):
     schema_: Literal["dtkd-edge/artifact/1"] = Field(SCHEMA, alias="schema")
     name: str
@@ -101,6 +127,9 @@ class Manifest(_Part):
     engine_key: EngineKey | None = None
     tools: dict[str, str] = {}
     verify: VerifyPart | None = None
+    quantization: QuantizationPart | None = None
+    accuracy: AccuracyPart | None = None
+    sha256: str = Field("", description="of the manifest without this field: see `digest`")
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
 
@@ -128,7 +157,16 @@ class Manifest(_Part):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", by_alias=True)
+        """What is written: everything, and its own digest."""
+        raw = self.model_dump(mode="json", by_alias=True)
+        return {**raw, "sha256": digest(raw)}
+
+
+def digest(raw: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its field `sha256`, as JSON with sorted keys and no spaces, in UTF-8."""
+    rest = {key: value for key, value in raw.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Artifact:
@@ -157,14 +195,16 @@ class Artifact:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in (".".join(str(part) for part in first["loc"]),) if part)
             raise ArtifactError(f"{path}: {where}{first['msg'].removeprefix('Value error, ')}", "export the run again") from error
+        if manifest.sha256 != digest(raw):
+            raise ArtifactError(f"{path}: changed since it was exported", "export the run again")
         if not manifest.files:
             raise ArtifactError(f"{path}: files: the manifest names no file", "export the run again")
         if check_files:
-            for name, digest in manifest.files.items():
+            for name, written in manifest.files.items():
                 file = folder / name
                 if not file.is_file():
                     raise ArtifactError(f"{file}: missing from the artefact", "copy the whole folder, or export again")
-                if sha256(file) != digest:
+                if sha256(file) != written:
                     raise ArtifactError(f"{file}: changed since it was exported", "export the run again")
         return cls(folder, manifest)
 
@@ -177,7 +217,7 @@ class Artifact:
 
     def rewrite_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest (after verification, say); the files stay."""
-        write_text(self.folder / MANIFEST, json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_json(self.folder / MANIFEST, manifest.to_json())
         self.manifest = manifest
 
 
@@ -188,7 +228,13 @@ def new_artifact(folder: Path, manifest: Manifest) -> Iterator[Path]:
         yield aside
         files = {file.name: sha256(file) for file in sorted(aside.iterdir()) if file.is_file()}
         whole = manifest.model_copy(update={"files": files})
-        write_text(aside / MANIFEST, json.dumps(whole.to_json(), indent=2, ensure_ascii=False) + "\n")
+        write_json(aside / MANIFEST, whole.to_json())
+
+
+def unfinished(folder: Path, manifest: Manifest, *, target: str | None = None) -> Artifact:
+    """A folder that is being filled, as something that a backend opens (with another target's runtime, where one is named)."""
+    files = {file.name: "" for file in folder.iterdir() if file.is_file()}
+    return Artifact(folder, manifest.model_copy(update={"files": files, "target": target or manifest.target}))
 
 
 def now() -> str:

@@ -60,9 +60,15 @@ def train(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
+    splits: Annotated[str | None, typer.Option(help="hmdb51, ucf101: a run per official split, such as 1,2,3.")] = None,
 ) -> None:
     """Train the teachers (where the recipe says so), then the student with both of them."""
     _check_recipe(recipe, set_)
+    if splits is not None:
+        from dtkd_edge.train.splits import train_splits
+
+        train_splits(recipe, splits, overrides=set_ or [], out=out, resume=resume)
+        return
     from dtkd_edge.train.command import train as run
 
     run(recipe, overrides=set_ or [], out=out, resume=resume)
@@ -73,12 +79,16 @@ def evaluate(
     target: Annotated[Path | None, typer.Argument(help="A run or an artefact. [default: the newest run]")] = None,
     set_: Set = None,
     views: Annotated[str, typer.Option(metavar="TxS", help="Temporal × spatial views per video.")] = "1x1",
+    data: Annotated[Path | None, typer.Option(help="Labelled videos: a folder per class, or a csv. [default: the run's]")] = None,
+    confusion: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the confusion matrix there: a picture (.png), or .csv.")
+    ] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """Accuracy of a run's student, or of an artefact, on the validation clips."""
     from dtkd_edge.train.command import evaluate as run
 
-    run(target, overrides=set_ or [], views=views, json=json)
+    run(target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion)
 
 
 @app.command()
@@ -116,6 +126,13 @@ def export(
     verify_only: Annotated[bool, typer.Option("--verify-only", help="Check an artefact against its stored clips.")] = False,
     workspace: Annotated[int | None, typer.Option(min=1, metavar="MIB", help="tensorrt: memory for the build. [1024]")] = None,
     optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: 0 quick … 5 thorough. [3]")] = None,
+    calibration_clips: Annotated[
+        int | None, typer.Option(min=32, metavar="N", help="int8: training clips to measure its ranges on. [300]")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="POINTS", help="int8, auto: top-1 that it may cost on the validation clips. [1]"),
+    ] = None,
 ) -> None:
     """Strip the training-only branches, trace, build, verify on real clips."""
     from dtkd_edge.export.command import export as call
@@ -123,6 +140,7 @@ def export(
     call(
         run, target=target, precision=precision, mode=mode, batch=batch, dynamic_batch=dynamic_batch, out=out, clips=clips,
         overrides=set_ or [], verify_only=verify_only, workspace=workspace, optimization_level=optimization_level,
+        calibration_clips=calibration_clips, max_drop=max_drop,
     )  # fmt: skip
 
 
@@ -263,12 +281,30 @@ def data_synth(
 def data_check(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file: its data section is checked.")] = "quickstart",
     set_: Set = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a picture with frames of every class.")] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """Read every clip of a data set: counts, broken files, class balance."""
-    from dtkd_edge.data.command import check
+    """Read every clip of a data set: counts, broken files, class balance, copies, decoding speed."""
+    from dtkd_edge.data.check import check
 
-    check(recipe, overrides=set_ or [], json=json)
+    check(recipe, overrides=set_ or [], json=json, sheet=sheet)
+
+
+@data_app.command("pack")
+def data_pack(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file, or a kind of data set.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; an interrupted pack goes on there.")],
+    set_: Set = None,
+    short: Annotated[int, typer.Option(min=32, max=2160, help="Pixels of the short side; smaller videos keep theirs.")] = 256,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="h264 quality: 0 best … 51 worst.")] = 20,
+    keyframes: Annotated[int, typer.Option(min=1, help="Frames between two that can be jumped to.")] = 12,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Files at a time. [default: the cores]")] = None,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
+) -> None:
+    """Re-encode a data set to a short side, one file per clip, for quick reading."""
+    from dtkd_edge.data.pack import Settings, pack
+
+    pack(recipe, out, overrides=set_ or [], settings=Settings(short, crf, keyframes), jobs=jobs, json=json)
 
 
 EXTRAS = {  # which extra brings a library that the base does not have

@@ -19,8 +19,8 @@ PIPE_WIDTH = 160  # characters of a table in a pipe or a file
 
 
 def say(text: str) -> None:
-    """One line for the person, never for a program."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person, never for a program. Bytes of a file name that are no UTF-8 are shown escaped."""
+    print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
 def output_width() -> int:
@@ -58,9 +58,9 @@ class _Silent:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Bar]:
-    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead)."""
-    if not sys.stderr.isatty():
+def progress(title: str, total: int, hidden: bool = False) -> Iterator[Bar]:
+    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead), nor where it is hidden."""
+    if hidden or not sys.stderr.isatty():
         yield _Silent()
         return
     from rich.console import Console

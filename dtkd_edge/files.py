@@ -128,6 +128,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: `$DTKD_EDGE_CACHE`, or `~/.cache/dtkd-edge`."""
+    return Path(os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge")
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:

@@ -206,6 +206,40 @@ def intervals(rows: Sequence[Row], x_label: str, title: str, *, zero: bool = Fal
     )
 
 
+def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], title: str) -> str:
+    """A square of counts, rows and columns of the same names; a cell's colour is its share of the row."""
+    longest = max(len(name) for name in names)
+    left = min(7.4 * longest + 14, 190.0)
+    step = (WIDTH - RIGHT - left) / len(names)
+    top = left if step < 7.4 * longest else 26.0  # names of columns stand upright where they do not fit across
+    height = top + step * len(names) + 8
+    size = min(14.5, 0.8 * step)
+    parts = []
+    for i, (name, row) in enumerate(zip(names, counts, strict=True)):
+        middle = top + step * (i + 0.5)
+        style = f'class="name" style="font-size:{size:.1f}px"'
+        parts.append(f'<text {style} x="{left - 8:.1f}" y="{middle + size / 3:.1f}" text-anchor="end">{escape(name)}</text>')
+        x = left + step * (i + 0.5)
+        place = f'transform="translate({x + size / 3:.1f} {top - 8:.1f}) rotate(-90)"'
+        if top < left:
+            place = f'x="{x:.1f}" y="{top - 8:.1f}" text-anchor="middle"'
+        parts.append(f"<text {style} {place}>{escape(name)}</text>")
+        total = max(sum(row), 1)
+        for j, count in enumerate(row):
+            share = count / total
+            corner = f'x="{left + step * j:.1f}" y="{top + step * i:.1f}" width="{step - 1:.1f}" height="{step - 1:.1f}"'
+            tip = f"<title>{escape(name)} → {escape(names[j])}: {count} of {total}</title>"
+            parts.append(f'<rect class="cell" {corner} style="fill-opacity:{0.04 + 0.96 * share:.3f}">{tip}</rect>')
+            if count and step >= 18:
+                kind = "count high" if share > 0.5 else "count"
+                at = f'x="{left + step * (j + 0.5) - 0.5:.1f}" y="{middle + 4:.1f}"'
+                parts.append(f'<text class="{kind}" {at} text-anchor="middle">{count}</text>')
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
 def key(entries: Sequence[tuple[str, int]]) -> str:
     """The legend, as HTML."""
     return '<p class="key">' + "".join(f'<span><i class="s{c}"></i>{escape(n)}</span>' for n, c in entries) + "</p>"

@@ -6,15 +6,16 @@ or a value out of range is a RecipeError that names the key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from dtkd_edge.errors import RecipeError
+from dtkd_edge.errors import InputError, RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
 # Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
@@ -31,10 +32,19 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the clips come from and how one clip is cut out of a video."""
 
-    kind: str = Field("motion", description="motion | order (generated), folder, csv")
+    kind: str = Field("motion", description="motion | order (generated), folder, csv, or a data set by its official files")
     root: Path | None = Field(None, description="folder of the data set; generated sets: where to write them")
     train: str | None = Field(None, description="training list, relative to root (csv)")
     val: str | None = Field(None, description="validation list, relative to root (csv)")
+    split: int = Field(1, ge=1, le=3, description="official split (hmdb51, ucf101)")
+    annotations: str | None = Field(None, description="folder of the official lists, relative to root; none: looked for")
+    videos: str | None = Field(None, description="folder of the videos or raw frames, relative to root; none: looked for")
+    frame_names: str | None = Field(
+        None, pattern=r"^[^/%]*%(0[0-9]+)?d[^/%]*$", description="raw frames instead of videos: their names, such as img_%05d.jpg"
+    )
+    first_frame: int = Field(1, ge=0, le=1, description="number of a folder's first raw frame (frame-list)")
+    frame_rate: float | None = Field(None, gt=0, description="raw frames per second, where the data set does not say")
+    max_missing: float = Field(0.2, ge=0, le=1, description="share of listed videos that may be missing (official sets)")
     val_share: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no validation list")
     clips: int = Field(2000, ge=16, description="generated sets: training clips")
     val_clips: int = Field(400, ge=16, description="generated sets: validation clips")
@@ -65,6 +75,8 @@ class AugmentConfig(_Section):
     ratio: float = Field(1.0, ge=1.0, le=2.0, description="largest aspect ratio of the random crop")
     flip: bool = Field(False, description="mirror half of the clips: only where left and right mean the same")
     color: float = Field(0.0, ge=0, le=1, description="strength of brightness, contrast and saturation jitter")
+    mixup: float = Field(0.0, ge=0, le=10, description="α of mixup: clips blended in pairs; 0: off")
+    cutmix: float = Field(0.0, ge=0, le=10, description="α of CutMix: a rectangle of one clip put into another; 0: off")
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -78,18 +90,32 @@ class OptimConfig(_Section):
     """One training: schedule and optimiser."""
 
     epochs: int = Field(20, ge=1, le=10_000)
-    batch_size: int = Field(32, ge=2, le=65_536, description="at least 2: one clip alone has no batch statistics")
+    batch_size: int = Field(32, ge=2, le=65_536, description="per process; at least 2: one clip has no statistics")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(2e-3, gt=0, le=100)
     weight_decay: float = Field(0.02, ge=0, le=1)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: list[float] = Field([0.5, 0.75], description="schedule step: shares of the training after which the rate falls")
+    gamma: float = Field(0.1, gt=0, lt=1, description="schedule step: what the rate is multiplied by")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of a block, as a share of the next one's: 0.65 to 0.9 to fine-tune a ViT"
+    )
+    accumulate: int = Field(1, ge=1, le=4096, description="batches that one step of the optimiser adds up")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is evaluated and kept; 0: none")
     clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     freeze_bn: bool = Field(False, description="keep the batch norms' loaded statistics")
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last epoch is always evaluated")
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: list[float]) -> list[float]:
+        if not all(a < b for a, b in pairwise([0.0, *milestones, 1.0])):
+            raise ValueError("expected rising shares between 0 and 1, such as [0.5, 0.75]")
+        return milestones
 
 
 class ModelConfig(_Section):
@@ -179,9 +205,9 @@ class DistillConfig(_Section):
     method: str = Field("dtkd", description="dtkd, or a rival: ce, kd-vit, kd-cnn, kd-mean, ebkd, ca-mkd, …")
     temperature: float = Field(4.0, gt=0, le=100)
     ce: float = Field(0.3, ge=0)
-    kd: float = Field(0.7, ge=0)
-    sdd: float = Field(0.5, ge=0)
-    align: float = Field(0.5, ge=0)
+    kd: float = Field(0.3, ge=0)
+    sdd: float = Field(4.0, ge=0)
+    align: float = Field(4.0, ge=0, description="of features: align, fitnet-*, ca-mkd")
     rkd: float = Field(0.1, ge=0)
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
     weights: DatwConfig = Field(default_factory=DatwConfig)
@@ -197,6 +223,7 @@ class Recipe(_Section):
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder below runs/")
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="what networks train in; losses and weights stay fp32")
     phases: Literal["all", "teachers"] = Field("all", description="teachers: train those that the method reads, no student")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; none: torch's own choice")
     data: DataConfig = Field(default_factory=DataConfig)
@@ -205,6 +232,12 @@ class Recipe(_Section):
     teachers: TeachersConfig = Field(default_factory=TeachersConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     train: OptimConfig = Field(default_factory=OptimConfig)
+
+    @model_validator(mode="after")
+    def _stored_outputs_are_of_whole_clips(self) -> Recipe:
+        if self.teachers.views is not None and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("augment.mixup and augment.cutmix make new pictures in every step: leave teachers.views out")
+        return self
 
     def preprocess(self, frames: int, size: int) -> Preprocess:
         """What evaluation and deployment do for a model of that many frames and that size."""
@@ -230,9 +263,24 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}", "mend the file") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected keys and values at the top level", "see: dtkd-edge train --help")
+    overrides = list(overrides)
+    _drop_options_of_other_models(raw, overrides)
     for override in overrides:
         set_value(raw, override)
     return parse(raw, where)
+
+
+def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str]) -> None:
+    """`--set student.model=x3d_s`: the options in a recipe are those of the model that it names, and no other's."""
+    teachers = raw.get("teachers")
+    sections = {"student": raw.get("student")}
+    if isinstance(teachers, dict):
+        sections |= {f"teachers.{name}": section for name, section in teachers.items()}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        section = sections.get(key.strip().removesuffix(".model"))
+        if key.strip().endswith(".model") and isinstance(section, dict) and section.get("model") != value.strip():
+            section.pop("options", None)
 
 
 def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -247,6 +295,24 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         given = first["input"] if isinstance(first["input"], (str, int, float, bool, list)) else "…"
         message = first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{where}: {key}: {message} (given: {given!r})", "correct that value, or --set it") from error
+
+
+def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:
+    """A data section without a recipe around it, changed by `data.a=value` overrides."""
+    raw: dict[str, Any] = {"name": "data", "student": {"model": "none"}, "data": dict(own)}
+    for override in overrides:
+        set_value(raw, override)
+    return parse(raw, where).data
+
+
+def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
+    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list that is all validation."""
+    if not path.exists():
+        raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
+    own: dict[str, Any] = {"kind": "folder", "root": path}
+    if path.is_file():
+        own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
+    return data_section(own, overrides, "--data")
 
 
 def _read(source: str | Path) -> tuple[str, str]:

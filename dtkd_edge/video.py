@@ -23,10 +23,54 @@ DECODE_TIMEOUT_S = 60.0
 CHUNK = 4  # frames that the decoder hands over at once, and how many such it may be ahead
 AHEAD = 2
 T = TypeVar("T")
+EachFrame = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
-class Video:
-    """One open video file. Not thread-safe; raises VideoError for whatever does not decode."""
+class Source:
+    """Frames by number, at a constant rate: what clips are cut out of. A video file here, a folder of pictures in frames.py.
+
+    Subclasses set `path`, `frames` (how many) and `fps`, and implement `read`.
+    """
+
+    path: Path
+    frames: int
+    fps: float
+
+    def __len__(self) -> int:
+        return self.frames
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.frames / self.fps if self.fps > 0 else 0.0
+
+    def span(self, start: float | None, end: float | None) -> tuple[int, int]:
+        """First frame and number of frames of the part between two times in seconds; at least one frame."""
+        if start is None and end is None:
+            return 0, self.frames
+        first = min(round((start or 0.0) * self.fps), self.frames - 1)
+        last = self.frames if end is None else min(max(round(end * self.fps), first + 1), self.frames)
+        return first, last - first
+
+    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None) -> NDArray[np.uint8]:
+        """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed); `each`: what to make of every frame."""
+        raise NotImplementedError
+
+    def _unique(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The numbers in ascending order without repeats, and where each of `indices` is among them."""
+        unique, inverse = np.unique(indices, return_inverse=True)
+        if unique[0] < 0 or unique[-1] >= len(self):
+            raise VideoError(f"{self.path}: frame {unique[-1]} asked for, it has {len(self)}")
+        return unique, inverse
+
+
+class Video(Source):
+    """One open video file, turned upright as its rotation metadata says. Not thread-safe; raises VideoError for whatever does
+    not decode.
+
+    A file of variable frame rate is read as if it had its mean rate: frame i is the one that is shown at i / fps seconds. So
+    sampling, and cutting by time, mean the same in every file.
+    """
 
     def __init__(self, path: str | Path, *, timeout: float = DECODE_TIMEOUT_S) -> None:
         self.path = Path(path)
@@ -37,26 +81,33 @@ class Video:
         if self.frames < 1:
             raise VideoError(f"{self.path}: no video frame", "re-encode the clip or take it out of the data set")
         self.fps = float(self._reader.get_avg_fps())
+        self._shown = self._variable_rate()
 
-    def __len__(self) -> int:
-        return self.frames
+    def _variable_rate(self) -> NDArray[np.int64] | None:
+        """Which coded frame is shown at i / fps, where that is not the i-th. Sets `fps` to the mean rate in that case."""
+        times = np.asarray(self._reader.get_frame_timestamp(range(self.frames)), np.float64)
+        starts = times[:, 0] - times[0, 0]
+        length = times[-1, 1] - times[0, 0]
+        sane = np.isfinite(times).all() and (np.abs(times) < 1e9).all() and (np.diff(starts) > 0).all() and length > starts[-1]
+        if not sane:  # some containers, avi among them, store no times
+            return None
+        even = np.arange(self.frames) * (length / self.frames)
+        if np.abs(starts - even).max() <= 1.5 * length / self.frames:  # rounded times, or a first frame that lasts longer
+            return None
+        self.fps = self.frames / length
+        shown: NDArray[np.int64] = np.searchsorted(starts, even + 1e-6, side="right") - 1
+        return shown
 
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return self.frames / self.fps if self.fps > 0 else 0.0
-
-    def read(
-        self, indices: NDArray[np.int64], each: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
-    ) -> NDArray[np.uint8]:
+    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None) -> NDArray[np.uint8]:
         """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed).
 
         each: what to make of every frame, for example `preprocess.frame`. It runs beside the decoder, which goes on
         meanwhile, and large frames are let go of at once.
         """
-        unique, inverse = np.unique(indices, return_inverse=True)
-        if unique[0] < 0 or unique[-1] >= len(self):
-            raise VideoError(f"{self.path}: frame {unique[-1]} asked for, it has {len(self)}")
+        unique, inverse = self._unique(indices)
+        if self._shown is not None:
+            unique, again = np.unique(self._shown[unique], return_inverse=True)
+            inverse = again[inverse]
         if each is None:
             batch = _bounded(lambda: self._decode(unique), self.path, self.timeout)
         else:
@@ -115,17 +166,14 @@ class Video:
         height, width = padded[0].shape[:2]
         return np.stack([p.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3) for p in padded])
 
-    def span(self, start: float | None, end: float | None) -> tuple[int, int]:
-        """First frame and number of frames of the part between two times in seconds; at least one frame."""
-        if start is None and end is None:
-            return 0, self.frames
-        first = min(round((start or 0.0) * self.fps), self.frames - 1)
-        last = self.frames if end is None else min(max(round(end * self.fps), first + 1), self.frames)
-        return first, last - first
+
+def open_source(source: str | Path | Source, *, timeout: float = DECODE_TIMEOUT_S) -> Source:
+    """The video of that path; what is open already stays as it is."""
+    return source if isinstance(source, Source) else Video(source, timeout=timeout)
 
 
 def read_clip(
-    path: str | Path,
+    path: str | Path | Source,
     sampling: Sampling,
     *,
     rng: np.random.Generator | None = None,
@@ -138,14 +186,14 @@ def read_clip(
 
     start, end: seconds; the part of the file that the clip is taken from. rng: random sampling, as in training.
     """
-    video = Video(path, timeout=timeout)
+    video = open_source(path, timeout=timeout)
     first, total = video.span(start, end)
     indices = first + sampling.indices(total, video.fps, rng=rng, views=views)
     return video.read(indices.reshape(-1))
 
 
 def read_input(
-    path: str | Path,
+    path: str | Path | Source,
     preprocess: Preprocess,
     *,
     temporal_views: int = 1,
@@ -153,11 +201,11 @@ def read_input(
     start: float | None = None,
     end: float | None = None,
 ) -> NDArray[np.uint8]:
-    """A video file, or its part from `start` to `end` in seconds, as model input.
+    """A video file, or its part from `start` to `end` in seconds, as model input. An open Source may stand for the path.
 
     uint8 RGB `[temporal_views·spatial_views, T, crop, crop, 3]`.
     """
-    video = Video(path)
+    video = open_source(path)
     first, total = video.span(start, end)
     indices = first + preprocess.sampling.indices(total, video.fps, views=temporal_views)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +22,25 @@ from dtkd_edge.artifact import (
     VerifyPart,
     new_artifact,
     now,
+    unfinished,
 )
 from dtkd_edge.console import say
-from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.errors import ArtifactError, MissingDependency, NotHereError, UsageError, VerificationError
+from dtkd_edge.export import clips as find_clips
 from dtkd_edge.export import targets, verify
+from dtkd_edge.export.accuracy import Gate, open_gate
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import sha256
 from dtkd_edge.recipe import load
 from dtkd_edge.runs import find_run
 
 if TYPE_CHECKING:
+    from dtkd_edge.export.int8 import Int8
     from dtkd_edge.models.base import VideoModel
     from dtkd_edge.models.saved import ModelCard
+
+Ms = dict[str, float]  # median latencies by name, the artefact's own as 'here'
 
 
 def export(
@@ -50,12 +57,16 @@ def export(
     verify_only: bool = False,
     workspace: int | None = None,
     optimization_level: int | None = None,
+    calibration_clips: int | None = None,
+    max_drop: float | None = None,
 ) -> Path:
     """Export a run's student, or build the engine of an engine-ready folder; returns the artefact's folder.
 
     run:       a run folder (None: the newest), or an artefact folder for `verify_only` and for building its engine
     clips:     real validation clips to verify on; overrides: `data.…=value` where the data has moved since the training
+    precision: "auto" builds all of the target's, and returns the fastest that loses no more than `max_drop` points of top-1
     workspace: MiB that TensorRT may use while it builds
+    calibration_clips: training clips that int8's ranges are measured on
 
     Raises UsageError (a combination the table does not have), CheckpointError (no finished student), MissingDependency,
     VerificationError (the artefact is kept and marked).
@@ -74,14 +85,26 @@ def export(
                 f"--out {out}: an engine is built in the folder of its graph", "leave --out away, or copy the folder"
             )
         return _from_artifact(_named(run), target, precision, mode, options)
+    options |= {"calibration_clips": calibration_clips, "max_drop": max_drop}
     request = targets.request(target, precision, mode, batch=batch, dynamic_batch=dynamic_batch, **options)
-    targets.check_needs(request.target)
+    targets.check_needs(request.target, request.precision)
     folder = find_run(run)
+    if request.precision == targets.AUTO:
+        if out is not None:
+            raise UsageError(
+                f"--out {out}: --precision auto makes a folder for each", "leave --out away, or name one --precision"
+            )
+        from dtkd_edge.export import auto
+
+        def build(one: Request) -> Artifact:
+            return _export_run(folder, folder / "export" / one.folder, one, clips, overrides or [], gated=True)[0]
+
+        return auto.fastest(request, build)
     if out is not None:
         out = _named(out)
         _check_out(out)
     place = out or folder / "export" / request.folder
-    artifact = _export_run(folder, place, request, clips, overrides or [])
+    artifact, _ = _export_run(folder, place, request, clips, overrides or [])
     if request.target.name == "tensorrt":
         try:
             build_engine(artifact, request)
@@ -122,7 +145,7 @@ def build_engine(artifact: Artifact, request: Request) -> Artifact:
         engine = aside / "model.engine"
         tensorrt.build_engine(trt, onnx_path, engine, request, timing_cache=tensorrt.cache_path(key), log=log)
         shutil.copy2(log, aside / "build.log")
-        manifest.verify = _verify_stored(_unfinished(aside, manifest))
+        manifest.verify = _verify_stored(unfinished(aside, manifest))
     built = Artifact.open(artifact.folder)
     log.unlink(missing_ok=True)
     assert built.manifest.verify is not None
@@ -164,50 +187,93 @@ def _from_artifact(folder: Path, target: str, precision: str | None, mode: str, 
     return build_engine(artifact, request).folder
 
 
-def _export_run(run: Path, place: Path, request: Request, clips: int, overrides: list[str]) -> Artifact:
+def _export_run(
+    run: Path, place: Path, request: Request, clips: int, overrides: list[str], *, gated: bool = False
+) -> tuple[Artifact, Ms]:
+    """Make one artefact → it and the latencies of its verdict. `gated`: through the accuracy gate even where it is no int8."""
     from dtkd_edge.export import strip
+    from dtkd_edge.export.int8 import Int8
 
     model, card = strip.strip(run)
     recipe = load(run / "recipe.yaml", overrides)
     say(f"exporting {card.model} of {run} for {request.target.name} in {request.precision}")
-    golden = verify.make_golden(model, verify.real_clips(recipe.data, card.preprocess, clips))
     if request.mode == "stream":
         from dtkd_edge.export import stream
 
         stream.check_causal(model)  # before the work
+    int8 = request.precision == "int8"
+    calibration = find_clips.calibration(recipe.data, card.preprocess, request.calibration_clips, recipe.seed) if int8 else None
+    golden = verify.make_golden(model, verify.real_clips(recipe.data, card.preprocess, clips))
     manifest = _manifest(run, model, card, request)
     with tempfile.TemporaryDirectory(prefix="dtkd-edge-") as scratch, new_artifact(place, manifest) as aside:
-        _write(model, card, request, aside, Path(scratch), manifest)
+        float32 = _trace(model, card, request, Path(scratch), manifest)
+        with open_backend(float32, device="cpu") as reference:
+            gate = None
+            if int8 or gated:
+                _check_reference(reference, golden)
+                gate = open_gate(recipe.data, card.preprocess, card.labels, request.max_drop, reference)
+            quantizer = Int8(calibration, gate, reference, manifest) if calibration and gate else None
+            _write(float32, card, request, aside, manifest, quantizer)
         golden.save(aside / verify.GOLDEN)
-        part, ms, manifest.effective_precision = _verify_here(_unfinished(aside, manifest), model, golden, request)
+        part, ms, manifest.effective_precision = _verify_here(
+            unfinished(aside, manifest), model, golden, request, float32, None if int8 else gate
+        )
         manifest.verify = part
     artifact = Artifact.open(place)
     say(verify.verdict(artifact, part, ms))
     say(f"artefact: {place}")
     _refuse(artifact, part)
-    return artifact
+    return artifact, ms
 
 
-def _write(model: VideoModel, card: ModelCard, request: Request, folder: Path, scratch: Path, manifest: Manifest) -> None:
-    """The target's own files into `folder`."""
-    from dtkd_edge.export import graph, precision, tensorrt_ops
+def _trace(model: VideoModel, card: ModelCard, request: Request, scratch: Path, manifest: Manifest) -> Artifact:
+    """The float32 graph in `scratch`: what everything else is made of, and held against."""
+    from dtkd_edge.export import graph
 
-    traced = scratch / "model.onnx"
+    path = scratch / "model.onnx"
     if request.mode == "stream":
         from dtkd_edge.export import stream
 
-        proto = stream.to_stream_onnx(model, card, traced, batch=request.batch)
+        stream.to_stream_onnx(model, card, path, batch=request.batch)
     else:
-        proto = graph.to_onnx(model, card, traced, batch=request.batch, dynamic_batch=request.dynamic_batch)
-    name = request.target.name
-    if name == "openvino":
+        graph.to_onnx(model, card, path, batch=request.batch, dynamic_batch=request.dynamic_batch)
+    return unfinished(scratch, manifest.model_copy(update={"precision": "fp32"}), target="onnx")
+
+
+def _check_reference(reference: Backend, golden: verify.Golden) -> None:
+    """The gate compares with the traced graph, which runs faster than torch: it has to be the same function."""
+    part = verify.compare(reference, golden, "fp32")
+    if not part.passed:
+        raise VerificationError(
+            f"the traced float32 graph is off by {part.max_abs:.2g}, {part.tolerance:.2g} is allowed", "report this"
+        )
+
+
+def _write(
+    float32: Artifact, card: ModelCard, request: Request, folder: Path, manifest: Manifest, quantizer: Int8 | None
+) -> None:
+    """The target's own files into `folder`."""
+    import onnx
+
+    from dtkd_edge.export import graph, precision, tensorrt_ops
+
+    traced = float32.file(".onnx")
+    if request.target.name == "openvino":
         from dtkd_edge.export import openvino
 
-        openvino.write_ir(traced, folder, precision=request.precision, entries=graph.metadata(card))
+        model = openvino.convert(traced)
+        if quantizer:
+            model = quantizer.openvino(model)
+            manifest.tools["nncf"] = metadata.version("nncf")
+        openvino.write_ir(model, folder, precision=request.precision, entries=graph.metadata(card))
         manifest.tools["openvino"] = openvino.version()
     else:
+        proto = onnx.load(str(traced))
         if request.precision == "fp16":
             proto = precision.to_fp16(proto)
+        elif quantizer:
+            proto = quantizer.onnx(proto)
+        if request.precision != "fp32":
             states = {state.name: state.shape for state in manifest.input.states}
             graph.check_graph(proto, heads=card.heads, shape=manifest.input.shape, states=states)
         if not request.dynamic_batch:
@@ -251,34 +317,49 @@ def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request) -
     )  # fmt: skip
 
 
-def _unfinished(aside: Path, manifest: Manifest) -> Artifact:
-    """The folder that is being filled, as something that a backend opens."""
-    return Artifact(aside, manifest.model_copy(update={"files": {f.name: "" for f in aside.iterdir() if f.is_file()}}))
-
-
 def _verify_here(
-    artifact: Artifact, model: VideoModel, golden: verify.Golden, request: Request
-) -> tuple[VerifyPart, dict[str, float], str]:
+    artifact: Artifact, model: VideoModel, golden: verify.Golden, request: Request, float32: Artifact, gate: Gate | None
+) -> tuple[VerifyPart, Ms, str]:
     """Compare and time on this machine → the result, latencies, the precision that it really ran in.
 
     An engine-ready graph has no engine yet: ONNX Runtime stands in for it.
     """
     from dtkd_edge.export import graph
 
+    manifest = artifact.manifest
     reference = "torch fp32"
     if request.target.name == "tensorrt":
-        artifact = Artifact(artifact.folder, artifact.manifest.model_copy(update={"target": "onnx"}))
+        artifact = Artifact(artifact.folder, manifest.model_copy(update={"target": "onnx"}))
         reference = "torch fp32; the typed graph was run by ONNX Runtime"
     # One thread each: a ratio that a busy machine and the runtimes' spinning thread pools leave alone.
     with open_backend(artifact, device="cpu", threads=1) as backend:
         part = verify.compare(backend, golden, request.precision, reference=reference)
+        if request.precision == "int8" and part.max_abs < verify.UNUSABLE:
+            part.tolerance = verify.DRIFT * part.max_abs  # for --verify-only elsewhere
+        if gate:
+            manifest.accuracy = gate.measure(backend)
+        if manifest.accuracy:
+            part.passed = part.passed and manifest.accuracy.passed
         if request.target.name == "tensorrt":
             return part, {}, request.precision  # the engine computes in the types of the graph
         frames = golden.frames[[i % len(golden.frames) for i in range(request.batch)]]
-        with graph.one_thread():
-            here, torch_ms = verify.latency([verify.one_call(backend), verify.reference_run(model)], frames)
-        part.speedup = torch_ms / here
-        return part, {"here": here, "torch": torch_ms}, backend.effective_precision
+        runs = {"here": verify.one_call(backend), "torch": verify.reference_run(model)}
+        with ExitStack() as stack, graph.one_thread():
+            if request.precision != "fp32":
+                runs["fp32"] = verify.one_call(stack.enter_context(_open_float32(float32, request)))
+            ms = dict(zip(runs, verify.latency(list(runs.values()), frames), strict=True))
+        part.speedup = ms["torch"] / ms["here"]
+        return part, ms, backend.effective_precision
+
+
+def _open_float32(float32: Artifact, request: Request) -> Backend:
+    """The float32 graph in the target's own runtime, on one thread."""
+    if request.target.name == "openvino":
+        from dtkd_edge.export import openvino
+
+        openvino.write_ir(openvino.convert(float32.file(".onnx")), float32.folder, precision="fp32", entries={})
+        float32 = unfinished(float32.folder, float32.manifest, target="openvino")
+    return open_backend(float32, device="cpu", threads=1)
 
 
 def _verify_stored(artifact: Artifact) -> VerifyPart:
@@ -288,8 +369,11 @@ def _verify_stored(artifact: Artifact) -> VerifyPart:
         raise ArtifactError(f"{artifact.folder}: the stored clips do not fit the graph", "export the run again")
     if artifact.manifest.target == "tensorrt" and "model.engine" not in artifact.manifest.files:
         artifact = Artifact(artifact.folder, artifact.manifest.model_copy(update={"target": "onnx"}))
+    manifest = artifact.manifest
+    # int8 may be as far off as it was when its accuracy was accepted, with some room for other kernels.
+    allowed = manifest.verify.tolerance if manifest.precision == "int8" and manifest.verify else None
     with open_backend(artifact) as backend:
-        return verify.compare(backend, golden, artifact.manifest.precision, reference="torch fp32, stored clips")
+        return verify.compare(backend, golden, manifest.precision, reference="torch fp32, stored clips", allowed=allowed)
 
 
 def _refuse(
@@ -297,6 +381,14 @@ def _refuse(
 ) -> None:
     if part.passed:
         return
+    lost, made = artifact.manifest.accuracy, artifact.manifest.quantization
+    if lost and not lost.passed:
+        even = f", even with {len(made.kept)} of {made.layers} layers left out of int8" if made and made.kept else ""
+        raise VerificationError(
+            f"{artifact.folder}: top-1 drops by {lost.drop:.1f} ± {lost.stderr:.1f} points on {lost.clips} clips, "
+            f"{lost.max_drop:g} are allowed{even}",
+            "use a float --precision, or allow more with --max-drop; the artefact is kept and marked",
+        )
     what = (
         f"max error {part.max_abs:.2g} where {part.tolerance:.2g} is allowed"
         if part.max_abs > part.tolerance >= 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dtkd_edge.errors import MissingDependency, UsageError
 
@@ -35,6 +35,8 @@ class Target:
     dynamic_batch: bool
     options: tuple[str, ...] = ()
     checked: str = "run and verified by the tests"
+    int8_needs: dict[str, str] = field(default_factory=dict)  # as `needs`, of the int8 precision alone
+    auto: bool = True  # --precision auto: the artefacts run where they are made, so that they can be timed
 
     @property
     def default_precision(self) -> str:
@@ -48,7 +50,7 @@ TARGETS: dict[str, Target] = {
             name="onnx",
             about="the portable artefact, for ONNX Runtime",
             files=("model.onnx",),
-            precisions=("fp32", "fp16"),
+            precisions=("fp32", "fp16", "int8"),
             modes=("clip", "stream"),
             devices=("cpu", "cuda"),
             needs={"onnxruntime": ""},
@@ -58,31 +60,40 @@ TARGETS: dict[str, Target] = {
             name="openvino",
             about="Intel and other x86 CPUs, ARM CPUs, Intel GPUs and NPUs",
             files=("model.xml", "model.bin"),
-            precisions=("fp32", "bf16", "fp16"),
+            precisions=("fp32", "bf16", "fp16", "int8"),
             modes=("clip", "stream"),
             devices=("cpu", "gpu", "npu"),
             needs={"openvino": "openvino"},
             dynamic_batch=True,
+            int8_needs={"nncf": "int8"},
         ),
         Target(
             name="tensorrt",
             about="NVIDIA GPUs and Jetson, TensorRT 10.3 to 11.x",
             files=("model.onnx", "model.engine"),
-            precisions=("fp16", "fp32"),
+            precisions=("fp16", "fp32", "int8"),
             modes=("clip", "stream"),
             devices=("cuda", "jetson"),
             needs={},  # without TensorRT the engine-ready ONNX is still written; the engine is built on the device
             dynamic_batch=False,
             options=("workspace", "optimization_level"),
+            auto=False,
             checked="graph: ONNX Runtime and a list of TensorRT's operators; builder: the real bindings' names and signatures",
         ),
     )
 }
 
 
+AUTO = "auto"
+# Options of the precisions that are held against accuracy.
+ACCURACY_OPTIONS = ("calibration_clips", "max_drop")
+
 # The command line's help, out of the table.
 TARGET_HELP = ", ".join(TARGETS)
-PRECISION_HELP = "; ".join(f"{t.name}: {', '.join(t.precisions)}" for t in TARGETS.values()) + "; the first is the default"
+PRECISION_HELP = (
+    "; ".join(f"{t.name}: {', '.join(t.precisions)}" for t in TARGETS.values())
+    + "; the first is the default; auto: the fastest that holds --max-drop"
+)
 MODE_HELP = "clip (whole clips) or stream (frame by frame, causal students only)"
 
 
@@ -97,6 +108,8 @@ class Request:
     dynamic_batch: bool = False
     workspace: int = 1024  # MiB
     optimization_level: int = 3
+    calibration_clips: int = 300  # training clips that int8's ranges are measured on
+    max_drop: float = 1.0  # points of top-1 that int8 may cost
 
     @property
     def folder(self) -> str:
@@ -120,7 +133,13 @@ def request(
         raise UsageError(f"--target {target}: no such target", f"nearest: --target {near[0] if near else 'onnx'}")
     row = TARGETS[target]
     precision = precision or row.default_precision
-    if precision not in row.precisions:
+    if precision == AUTO:
+        if not row.auto:
+            raise UsageError(
+                f"--precision auto: {target} artefacts are built elsewhere and cannot be timed here",
+                f"nearest: --target {target} --precision {row.default_precision}",
+            )
+    elif precision not in row.precisions:
         raise UsageError(
             f"--precision {precision}: the {target} target does not have it",
             f"nearest: --target {target} --precision {_nearest_precision(precision, row.precisions)}",
@@ -139,18 +158,25 @@ def request(
         raise UsageError("--dynamic-batch: a stream's states have one batch size", f"nearest: --mode stream --batch {batch}")
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given:
-        if name not in row.options:
+        if name in ACCURACY_OPTIONS:
+            if precision not in ("int8", AUTO):
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"{flag}: {precision} is neither calibrated nor gated", "nearest: --precision int8")
+        elif name not in row.options:
             owner = next((t.name for t in TARGETS.values() if name in t.options), "")
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag}: not an option of the {target} target", f"nearest: --target {owner or target}")
     return Request(row, precision, mode, batch, dynamic_batch, **given)  # type: ignore[arg-type]
 
 
-def check_needs(row: Target) -> None:
-    """MissingDependency, with the install line, when a library of the target is not here."""
+def check_needs(row: Target, precision: str) -> None:
+    """MissingDependency, with the install line, when a library of the target, or of the precision on it, is not here."""
     for module, extra in row.needs.items():
         if importlib.util.find_spec(module) is None:
             raise MissingDependency(f"--target {row.name} needs {module}, which is not installed", extra=extra or "train")
+    for module, extra in row.int8_needs.items() if precision == "int8" else ():
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependency(f"--target {row.name} --precision int8 needs {module}, which is not installed", extra=extra)
 
 
 def support_table() -> str:

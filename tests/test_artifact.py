@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtkd_edge.artifact import MANIFEST, SCHEMA, Artifact, Manifest, new_artifact
+from dtkd_edge.artifact import MANIFEST, SCHEMA, Artifact, Manifest, digest, new_artifact
 from dtkd_edge.errors import ArtifactError
 
 
@@ -45,16 +45,17 @@ def folder(tmp_path: Path) -> Path:
     return make(tmp_path / "artefact")
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any], seal: bool = True) -> None:
     path = folder / MANIFEST
     raw = json.loads(path.read_text())
     change(raw)
-    path.write_text(json.dumps(raw))
+    path.write_text(json.dumps({**raw, "sha256": digest(raw)} if seal else raw))
 
 
 def test_comes_back_as_it_was_written(folder: Path) -> None:
     artifact = Artifact.open(folder)
-    assert artifact.manifest == manifest().model_copy(update={"files": artifact.manifest.files})
+    written = {"files": artifact.manifest.files, "sha256": artifact.manifest.sha256}
+    assert artifact.manifest == manifest().model_copy(update=written)
     assert list(artifact.manifest.files) == ["model.onnx"]
     assert artifact.file(".onnx").read_bytes() == b"weights"
 
@@ -76,6 +77,26 @@ def test_a_missing_file_is_refused(folder: Path) -> None:
     (folder / "model.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"model\.onnx: missing from the artefact"):
         Artifact.open(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["labels"]["action"].reverse(),
+        lambda raw: raw["preprocess"]["sampling"].update(stride=2),
+        lambda raw: raw.update(sha256="0" * 64),
+        lambda raw: raw.pop("sha256"),
+    ],
+)
+def test_an_edited_manifest_is_refused(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    edit(folder, change, seal=False)
+    with pytest.raises(ArtifactError, match=r"manifest\.json: changed since it was exported"):
+        Artifact.open(folder)
+
+
+def test_how_a_manifest_is_laid_out_does_not_matter(folder: Path) -> None:
+    edit(folder, lambda raw: None, seal=False)  # other spaces, no last line end
+    assert Artifact.open(folder).manifest.labels == {"action": ["a", "b"]}
 
 
 @pytest.mark.parametrize("schema", ["dtkd-edge/artifact/2", None, 1, "", ["dtkd-edge/artifact/1"]])

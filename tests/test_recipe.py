@@ -39,6 +39,13 @@ def test_every_shipped_recipe_names_models_that_exist(name: str) -> None:
         assert any(fnmatch.fnmatchcase(model.model, known) for known in models.list_models())  # a family is 'tsm_*'
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_builds(name: str, tmp_path: Path) -> None:
+    phases = pytest.importorskip("dtkd_edge.train.phases", reason="needs torch")
+    phases.check_models(recipe.load(name), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -166,6 +173,16 @@ def test_any_override_is_applied_or_refused_clearly(key: str, value: str) -> Non
         recipe.parse(raw)
     except RecipeError:
         pass
+
+
+def test_another_model_does_not_inherit_the_options_of_the_recipes_own() -> None:
+    own = recipe.load("folder")
+    assert own.student.options and own.teachers.cnn is not None and own.teachers.cnn.options
+    assert recipe.load("folder", [f"student.model={own.student.model}"]) == own
+    other = recipe.load("folder", ["student.model=x3d_s", "student.options.dropout=0.2"])
+    assert other.student.options == {"dropout": 0.2} and other.teachers == own.teachers
+    teacher = recipe.load("folder", ["teachers.cnn.model=x3d_m"]).teachers.cnn
+    assert teacher is not None and teacher.options == {} and teacher.train == own.teachers.cnn.train
 
 
 def test_preprocess_follows_the_recipe(path: Path) -> None:

@@ -76,6 +76,11 @@ class Backend(ABC):
             state.name: np.zeros(state.shape, state.dtype) for state in self.artifact.manifest.input.states
         }
 
+    @property
+    def states(self) -> dict[str, NDArray]:
+        """What a stream artefact remembers, by the names of the graph's inputs; empty for a clip artefact."""
+        return dict(self._states)
+
     @abstractmethod
     def _infer(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
         """Every output by its name in the graph, as arrays that the next call does not overwrite."""

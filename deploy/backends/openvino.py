@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,9 +12,9 @@ from dtkd_edge.deploy.backends.base import Backend
 from dtkd_edge.deploy.backends.devices import parse_device
 from dtkd_edge.errors import ArtifactError, MissingDependency, MissingDevice
 
-# Asked for by name, because OpenVINO otherwise picks bf16 on CPUs that have it and f16 on GPUs. The float parts of an
-# int8 graph stay in float32.
-HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+# Asked for by name, because OpenVINO otherwise picks bf16 on CPUs that have it and f16 on GPUs. What an int8 graph leaves in
+# float runs in the precision that held its accuracy gate (`quantization.rest`).
+HINT = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 EFFECTIVE = {
     "f32": "fp32",
     "float": "fp32",
@@ -38,7 +40,9 @@ class OpenVinoBackend(Backend):
         have = core.available_devices
         chosen = self._choose(kind, index, device, have)
         precision = artifact.manifest.precision
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINT[precision]}
+        quantization = artifact.manifest.quantization
+        floats = precision if precision != "int8" else quantization.rest if quantization else "fp32"
+        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINT.get(floats, "f32")}
         if threads and chosen == "CPU":
             config["INFERENCE_NUM_THREADS"] = str(threads)
         path = artifact.file(".xml")
@@ -50,7 +54,12 @@ class OpenVinoBackend(Backend):
         self.device = chosen.lower()
         self.device_name = str(core.get_property(chosen, "FULL_DEVICE_NAME"))
         effective = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        self.effective_precision = "int8" if precision == "int8" else EFFECTIVE.get(effective, effective)
+        self.effective_precision = EFFECTIVE.get(effective, effective)
+        if precision == "int8":
+            self.effective_precision = "int8" if self.effective_precision == "fp32" else f"int8+{self.effective_precision}"
+        self._take(compiled)
+
+    def _take(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
         self._names = {port.any_name: port for port in compiled.outputs}
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,20 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.errors import DataError, RecipeError
+from dtkd_edge.frames import FrameFolder, FrameRange
 from dtkd_edge.recipe import DataConfig
+from dtkd_edge.video import Source, Video
 
 Split = Literal["train", "val"]
 Ints = NDArray[np.int64]
+FRAME_RATE = 30.0  # of raw frames, where neither the data set nor data.frame_rate says
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One labelled clip. start and end are seconds in the file; none: the whole file."""
+    """One labelled clip. start and end are seconds in the file; none: the whole file.
+
+    frames given: a clip of raw frames; path is then their folder with the pattern of their names, such as `clip/img_%05d.jpg`.
+    """
 
     path: Path
     labels: dict[str, int]
     start: float | None = None
     end: float | None = None
+    frames: FrameRange | None = None
+
+    def open(self) -> Source:
+        """What the clip is cut out of. Raises VideoError for what is missing or does not decode."""
+        return Video(self.path) if self.frames is None else FrameFolder(self.path, self.frames)
 
 
 class Catalogue:
@@ -37,7 +49,9 @@ class Catalogue:
     root: the folder that `paths` are relative to (absolute paths stay as they are).
     labels: one class number per clip for each head; classes: the names of each head's classes.
     times: `[n, 2]` seconds, not-a-number where the whole file is meant. groups: clips of one number (for example of one
-    source video) that a split must not part.
+    source video) that a split must not part. frames: `[n, 2]` number of the first raw frame and how many (0: all of the
+    folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
+    parts: clips that are scored apart too, `{part: {head: bool [n]}}`.
     """
 
     def __init__(
@@ -50,11 +64,19 @@ class Catalogue:
         *,
         times: NDArray[np.float64] | None = None,
         groups: Ints | None = None,
+        frames: Ints | None = None,
+        rates: NDArray[np.float64] | None = None,
+        ids: NDArray[np.bytes_] | None = None,
+        parts: dict[str, dict[str, NDArray[np.bool_]]] | None = None,
     ) -> None:
         self.name = name
         self.root = root
         self.classes = classes
         self.groups = groups
+        self.ids = ids
+        self.parts = parts or {}
+        self._frames = frames
+        self._rates = rates
         self._paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
         self._labels = {head: np.asarray(values, dtype=np.int64) for head, values in labels.items()}
         self._times = times
@@ -69,7 +91,11 @@ class Catalogue:
             raise IndexError(index)
         start, end = (None, None) if self._times is None else (_seconds(t) for t in self._times[index])
         labels = {head: int(values[index]) for head, values in self._labels.items()}
-        return Clip(self.path(index), labels, start, end)
+        if self._frames is None:
+            return Clip(self.path(index), labels, start, end)
+        first, count = (int(n) for n in self._frames[index])
+        rate = FRAME_RATE if self._rates is None else float(self._rates[index])
+        return Clip(self.path(index), labels, start, end, FrameRange(first, count, rate))
 
     def path(self, index: int) -> Path:
         return self.root / os.fsdecode(self._paths[index])
@@ -89,11 +115,18 @@ class Catalogue:
             self.classes,
             times=None if self._times is None else self._times[chosen],
             groups=None if self.groups is None else self.groups[chosen],
+            frames=None if self._frames is None else self._frames[chosen],
+            rates=None if self._rates is None else self._rates[chosen],
+            ids=None if self.ids is None else self.ids[chosen],
+            parts={part: {head: mask[chosen] for head, mask in masks.items()} for part, masks in self.parts.items()},
         )
 
 
 def _seconds(time: np.float64) -> float | None:
     return None if np.isnan(time) else float(time)
+
+
+Opener = Callable[[DataConfig, Split], Catalogue]
 
 
 def open_split(config: DataConfig, split: Split) -> Catalogue:
@@ -159,21 +192,28 @@ def _generated(config: DataConfig, split: Split) -> Catalogue:
     return read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv", config)[split]
 
 
-def _folder(config: DataConfig, split: Split) -> Catalogue:
-    from dtkd_edge.data.folder import open_folder
+def _from(module: str, function: str) -> Opener:
+    """An opener that imports its module when it is called."""
 
-    return open_folder(config)[split]
+    def open_it(config: DataConfig, split: Split) -> Catalogue:
+        opened: Catalogue = getattr(importlib.import_module(f"dtkd_edge.data.{module}"), function)(config, split)
+        return opened
 
-
-def _csv(config: DataConfig, split: Split) -> Catalogue:
-    from dtkd_edge.data.lists import open_lists
-
-    return open_lists(config)[split]
+    return open_it
 
 
-SETS: dict[str, Callable[[DataConfig, Split], Catalogue]] = {
+SETS: dict[str, Opener] = {
     "motion": _generated,
     "order": _generated,
-    "folder": _folder,
-    "csv": _csv,
+    "folder": _from("folder", "open_folder"),
+    "csv": _from("lists", "open_lists"),
+    "video-list": _from("mmaction", "open_video_list"),
+    "frame-list": _from("mmaction", "open_frame_list"),
+    "hmdb51": _from("hmdb51", "open_hmdb51"),
+    "ucf101": _from("ucf101", "open_ucf101"),
+    "kinetics400": _from("kinetics", "open_kinetics"),
+    "kinetics600": _from("kinetics", "open_kinetics"),
+    "kinetics700": _from("kinetics", "open_kinetics"),
+    "ssv2": _from("ssv2", "open_ssv2"),
+    "epic100": _from("epic100", "open_epic100"),
 }

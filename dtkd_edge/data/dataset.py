@@ -17,7 +17,7 @@ from dtkd_edge.data.loader import Loader, make_loader
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.recipe import AugmentConfig
-from dtkd_edge.video import Video
+from dtkd_edge.video import Source
 
 __all__ = ["ClipDataset", "FrameCache", "Loader", "make_loader"]
 
@@ -128,7 +128,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
             for index in np.unique(np.linspace(0, len(self) - 1, 8).astype(int)):
                 clip = self.catalogue[int(index)]
                 try:
-                    video = Video(clip.path)
+                    video = clip.open()
                     count = self.preprocess.sampling.frames if self.augment is None else video.span(clip.start, clip.end)[1]
                     sizes.append(count * self._frame_bytes(video.read(np.zeros(1, np.int64))))
                 except VideoError:
@@ -138,7 +138,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _key(self, clip: Clip) -> Hashable:
         kind = self.preprocess if self.augment is None else working_side(self.preprocess.crop, self.augment)
-        return (clip.path, clip.start, clip.end, kind)
+        return (clip.path, clip.start, clip.end, clip.frames, kind)
 
     def _frame_bytes(self, frames: Frames) -> int:
         """Bytes of one kept frame of a video that has these frames."""
@@ -153,7 +153,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         kept: Frames | None = self.cache.get(key)
         if kept is not None:
             return kept.copy()
-        video = Video(clip.path)
+        video = clip.open()
         first, total = video.span(clip.start, clip.end)
         numbers = first + self.preprocess.sampling.indices(total, video.fps)[0]
         frames = video.read(numbers, self.preprocess.frame)
@@ -171,7 +171,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if kept is not None:
             frames, fps = kept
             return augment(frames[sampling.indices(len(frames), fps, rng=rng)[0]], size, self.augment, rng)
-        video = Video(clip.path)
+        video = clip.open()
         first, total = video.span(clip.start, clip.end)
         numbers = sampling.indices(total, video.fps, rng=rng)[0]
         if self._keeps(video, first, total):
@@ -184,7 +184,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 return augment(frames[numbers], size, self.augment, rng)
         return augment(video.read(first + numbers, partial(shrink, short=short)), size, self.augment, rng)
 
-    def _keeps(self, video: Video, first: int, total: int) -> bool:
+    def _keeps(self, video: Source, first: int, total: int) -> bool:
         """Whether to decode that part of the video whole and keep it. Not where only a small share of the set would fit:
         there, whole clips cost more to decode than they save."""
         if not self.cache.room(total) or self.cache.limit < WORTH_KEEPING * self.memory():

@@ -12,17 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from dtkd_edge.data.catalogue import Catalogue
+from dtkd_edge.data.catalogue import Catalogue, Split
 from dtkd_edge.data.lists import HEAD, read_lists, split_off
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
-EXTENSIONS = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv"}
+EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
 VALIDATION = ("val", "valid", "validation", "test")
 
 
-def open_folder(config: DataConfig) -> dict[str, Catalogue]:
-    """Both sides of a folder. Raises DataError for what is missing or not readable."""
+def open_folder(config: DataConfig, split: Split) -> Catalogue:
+    """One side of a folder. Raises DataError for what is missing or not readable."""
+    return _sides(config)[split]
+
+
+def _sides(config: DataConfig) -> dict[str, Catalogue]:
     root = config.root
     if root is None:
         raise DataError("data.root: kind folder needs the folder of the data set", "--set data.root=FOLDER")
@@ -56,9 +60,7 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
     for label in found:
         clips = sorted(_videos(root / label, label))
         if not clips:
-            raise DataError(
-                f"{root / label}: a class with no clip", f"expected files such as {', '.join(sorted(EXTENSIONS)[:4])}"
-            )
+            raise DataError(f"{root / label}: a class with no clip", f"expected files such as {', '.join(EXTENSIONS[:4])}")
         paths += clips
         labels += [known.index(label)] * len(clips)
     return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known})

@@ -1,8 +1,9 @@
 """Data sets given by csv lists: `path,label`, and if wanted `group`, `start` and `end` (seconds). No torch.
 
-With a header line the columns may stand in any order; without one the first two are path and label. Paths are relative to
-data.root, or to the list's own folder. A file `classes.txt` in the root (one name per line) fixes the classes and their
-order; otherwise they are the training list's labels, sorted (by number where all are numbers).
+With a header line the columns may stand in any order; without one the first two are path and label. Several heads are columns
+`label.HEAD`, such as `label.verb` and `label.noun`. Paths are relative to data.root, or to the list's own folder. A file
+`classes.txt` in the root (one name per line; `classes.HEAD.txt` of several heads) fixes the classes and their order; otherwise
+they are the training list's labels, sorted (by number where all are numbers).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dtkd_edge.data.catalogue import Catalogue, hold_out
+from dtkd_edge.console import say
+from dtkd_edge.data.catalogue import Catalogue, Split, hold_out
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
 HEAD = "action"
-COLUMNS = ("path", "label", "group", "start", "end")
+MORE = ("group", "start", "end")
 
 
 @dataclass
@@ -30,30 +32,32 @@ class Rows:
     source: Path
     lines: list[int] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    labels: dict[str, list[str]] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     times: list[tuple[float, float]] = field(default_factory=list)
     grouped: bool = False
 
 
-def open_lists(config: DataConfig) -> dict[str, Catalogue]:
+def open_lists(config: DataConfig, split: Split) -> Catalogue:
     """`kind: csv`: data.train and, where given, data.val."""
     if config.train is None:
         raise DataError("data.train: kind csv needs a training list", "--set data.train=LIST.csv")
-    train = _locate(config.root, config.train, "data.train")
-    val = None if config.val is None else _locate(config.root, config.val, "data.val")
-    return read_lists("csv", config.root or train.parent, train, val, config)
+    train = find_list(config.root, config.train, "data.train")
+    val = None if config.val is None else find_list(config.root, config.val, "data.val")
+    return read_lists("csv", config.root or train.parent, train, val, config)[split]
 
 
 def read_lists(name: str, root: Path, train: Path, val: Path | None, config: DataConfig) -> dict[str, Catalogue]:
     """Both sides of a data set; without a validation list a seeded share of the training list is held out."""
     rows = read_rows(train)
-    names = _class_names(root, rows)
+    names = {head: _class_names(root, head, labels) for head, labels in rows.labels.items()}
     whole = _catalogue(name, root, rows, names)
-    missing = [n for n, count in zip(names, np.bincount(whole.labels(), minlength=len(names)), strict=True) if not count]
-    if missing:
-        raise DataError(f"{train}: no clip of class {missing[0]!r}", "add clips of it, or take it out of classes.txt")
-    _some_exist(whole, train)
+    if HEAD in names:  # with several heads, some combinations are rare, and some nouns may only be tested
+        counts = np.bincount(whole.labels(HEAD), minlength=len(names[HEAD]))
+        missing = [n for n, count in zip(names[HEAD], counts, strict=True) if not count]
+        if missing:
+            raise DataError(f"{train}: no clip of class {missing[0]!r}", "add clips of it, or take it out of classes.txt")
+    some_exist(whole, train)
     if val is not None:
         return {"train": whole, "val": _catalogue(name, root, read_rows(val), names)}
     return split_off(whole, config)
@@ -93,25 +97,44 @@ def read_rows(path: Path) -> Rows:
         raise DataError(f"{path}:{reader.line_num}: not csv: {error}", "expected path,label with quotes where needed") from error
     if not rows.paths:
         raise DataError(f"{path}: the list is empty", "expected lines of path,label")
+    _say_repeats(rows)
     return rows
 
 
+def _say_repeats(rows: Rows) -> None:
+    """A clip may stand in a list more than once, to weigh more; but a person should know."""
+    first: dict[tuple[str, str], int] = {}
+    again = [i for i, key in enumerate(zip(rows.paths, map(str, rows.times), strict=True)) if first.setdefault(key, i) != i]
+    if again:
+        i = again[0]
+        j = first[rows.paths[i], str(rows.times[i])]
+        same = all(labels[i] == labels[j] for labels in rows.labels.values())
+        how = "" if same else ", with another label"
+        say(
+            f"{rows.source}:{rows.lines[i]}: {rows.paths[i]} stands in line {rows.lines[j]} already{how} "
+            f"({len(again)} such lines in all)"
+        )
+
+
 def _columns(cells: list[str]) -> tuple[dict[str, int], bool]:
+    """Where each column stands, labels as `label.HEAD`; and whether the line is a header."""
     names = [cell.strip().lower() for cell in cells]
-    if "path" in names and "label" in names:
-        return {name: names.index(name) for name in COLUMNS if name in names}, True
-    return {"path": 0, "label": 1}, False
+    labels = [name for name in names if name.startswith("label.") and len(name) > len("label.")]
+    if "path" in names and ("label" in names or labels):
+        heads = {f"label.{HEAD}": names.index("label")} if "label" in names else {name: names.index(name) for name in labels}
+        return {"path": names.index("path"), **heads, **{n: names.index(n) for n in MORE if n in names}}, True
+    return {"path": 0, f"label.{HEAD}": 1}, False
 
 
 def _row(rows: Rows, cells: list[str], columns: dict[str, int], line: int) -> None:
     where = f"{rows.source}:{line}"
     if len(cells) <= max(columns.values()):
-        found = ",".join(cells)
-        raise DataError(f"{where}: expected {','.join(columns)}; found {found[:80]!r}", "mend or remove that line")
+        found, wanted = ",".join(cells), ",".join(columns).replace(f"label.{HEAD}", "label")
+        raise DataError(f"{where}: expected {wanted}; found {found[:80]!r}", "mend or remove that line")
     value = {name: cells[at].strip() for name, at in columns.items()}
-    for name in ("path", "label"):
-        if not value[name]:
-            raise DataError(f"{where}: empty {name}", "mend or remove that line")
+    for name, text in value.items():
+        if not text and name not in MORE:
+            raise DataError(f"{where}: empty {name.removesuffix(f'.{HEAD}')}", "mend or remove that line")
     times = []
     for name in ("start", "end"):
         text = value.get(name, "")
@@ -126,16 +149,24 @@ def _row(rows: Rows, cells: list[str], columns: dict[str, int], line: int) -> No
         raise DataError(f"{where}: end {times[1]:g} is not after start {times[0]:g}", "mend or remove that line")
     rows.lines.append(line)
     rows.paths.append(value["path"])
-    rows.labels.append(value["label"])
+    for name, text in value.items():
+        if name.startswith("label."):
+            rows.labels.setdefault(name.removeprefix("label."), []).append(text)
     rows.groups.append(value.get("group", ""))
     rows.times.append((times[0], times[1]))
 
 
-def _class_names(root: Path, rows: Rows) -> list[str]:
-    listed = root / "classes.txt"
-    if not listed.is_file():
-        found = set(rows.labels)
-        return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+def listed_classes(folder: Path) -> list[str] | None:
+    """Class names of a folder's classes.txt, or of its only label_map*.txt; none where it has neither."""
+    maps = sorted(file for file in folder.glob("label_map*.txt") if file.is_file())
+    listed = folder / "classes.txt"
+    if listed.is_file():
+        return read_classes(listed)
+    return read_classes(maps[0]) if len(maps) == 1 else None
+
+
+def read_classes(listed: Path) -> list[str]:
+    """One name per line. Raises DataError for a name that stands there twice."""
     try:
         names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -146,34 +177,45 @@ def _class_names(root: Path, rows: Rows) -> list[str]:
     return names
 
 
-def _catalogue(name: str, root: Path, rows: Rows, names: list[str]) -> Catalogue:
-    number = {label: i for i, label in enumerate(names)}
-    labels = np.empty(len(rows.labels), np.int64)
-    for i, label in enumerate(rows.labels):
-        if label not in number:
-            raise DataError(
-                f"{rows.source}:{rows.lines[i]}: label {label!r} is not one of the {len(names)} training classes",
-                "mend that line, or add clips of that class to the training list",
-            )
-        labels[i] = number[label]
+def _class_names(root: Path, head: str, labels: list[str]) -> list[str]:
+    listed = root / ("classes.txt" if head == HEAD else f"classes.{head}.txt")
+    if listed.is_file():
+        return read_classes(listed)
+    found = set(labels)
+    return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+
+
+def _catalogue(name: str, root: Path, rows: Rows, names: dict[str, list[str]]) -> Catalogue:
+    if set(rows.labels) != set(names):
+        heads = ", ".join(f"label.{head}" if head != HEAD else "label" for head in names)
+        raise DataError(f"{rows.source}:1: expected the training list's columns {heads}", "give both lists the same columns")
+    numbers = {}
+    for head, own in names.items():
+        number = {label: i for i, label in enumerate(own)}
+        numbers[head] = np.empty(len(rows.lines), np.int64)
+        for i, label in enumerate(rows.labels[head]):
+            if label not in number:
+                raise DataError(
+                    f"{rows.source}:{rows.lines[i]}: label {label!r} is not one of the {len(own)} training classes",
+                    "mend that line, or add clips of that class to the training list",
+                )
+            numbers[head][i] = number[label]
     times = np.array(rows.times)
     groups = None
     if rows.grouped:  # a clip without a group is a group of its own
         groups = np.unique([g or f"\0{i}" for i, g in enumerate(rows.groups)], return_inverse=True)[1].reshape(-1)
-    return Catalogue(
-        name, root, rows.paths, {HEAD: labels}, {HEAD: names}, times=None if np.isnan(times).all() else times, groups=groups
-    )
+    return Catalogue(name, root, rows.paths, numbers, names, times=None if np.isnan(times).all() else times, groups=groups)
 
 
-def _some_exist(catalogue: Catalogue, source: Path) -> None:
+def some_exist(catalogue: Catalogue, source: Path) -> None:
     """A wrong root is said at once. Single missing files are counted and skipped when they are read."""
-    sample = np.unique(np.linspace(0, len(catalogue) - 1, 50).astype(int))
-    if not any(os.path.exists(catalogue.path(i)) for i in sample):  # noqa: PTH110  (does not raise without permission)
-        first = catalogue.path(int(sample[0]))
-        raise DataError(f"{source}: none of its files is there, for example {first}", "check data.root")
+    sample = [catalogue[int(i)] for i in np.unique(np.linspace(0, len(catalogue) - 1, 50).astype(int))]
+    places = [clip.path if clip.frames is None else clip.path.parent for clip in sample]
+    if not any(os.path.exists(place) for place in places):  # noqa: PTH110  (does not raise without permission)
+        raise DataError(f"{source}: none of its files is there, for example {places[0]}", "check data.root")
 
 
-def _locate(root: Path | None, name: str, option: str) -> Path:
+def find_list(root: Path | None, name: str, option: str) -> Path:
     """A list file: below data.root, or where the name itself says."""
     for path in ([root / name] if root is not None else []) + [Path(name)]:
         if path.is_file():

@@ -22,22 +22,36 @@ if TYPE_CHECKING:
 class Loader:
     """Iterates over one epoch, `dataset.epoch` at the time it starts. See make_loader for what a batch holds."""
 
-    def __init__(self, dataset: ClipDataset, batch_size: int, *, train: bool, workers: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        *,
+        train: bool,
+        workers: int | None,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.train = train
         self.seed = seed
         self.workers = workers
+        self.shard = shard
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.dataset), self.batch_size)
+        whole, rest = divmod(len(self.dataset), self.batch_size * self.shard[1])
         return whole + (1 if rest and not (self.train and whole) else 0)
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Clip numbers of every batch; in training shuffled by (seed, epoch) alone."""
-        count = len(self.dataset)
+        """Clip numbers of every batch of this rank; in training shuffled by (seed, epoch) alone. The ranks' batches together are
+        those of one process with batches as large as all of theirs."""
+        count, (rank, world) = len(self.dataset), self.shard
         order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.train else np.arange(count)
-        return [order[i * self.batch_size : (i + 1) * self.batch_size].tolist() for i in range(len(self))]
+        size = self.batch_size * world
+        together = [order[i * size : (i + 1) * size] for i in range(len(self))]
+        shares = [len(numbers) // world for numbers in together]  # as many for every rank, also where there is no whole batch
+        return [numbers[rank * n : (rank + 1) * n].tolist() for numbers, n in zip(together, shares, strict=True)]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = self.dataset.epoch
@@ -63,6 +77,8 @@ class Loader:
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         good = [item for item in items if "broken" not in item]
+        if good and self.shard[1] > 1:  # ranks wait for each other: all need batches of the same size
+            good = [good[i % len(good)] for i in range(len(items))]
         crop, frames = self.dataset.preprocess.crop, self.dataset.preprocess.sampling.frames
         none = torch.empty((0, frames, crop, crop, 3), dtype=torch.uint8)  # every clip of the batch is broken
         return {
@@ -76,11 +92,14 @@ class Loader:
         }
 
 
-def make_loader(dataset: ClipDataset, batch_size: int, *, train: bool, workers: int | None, seed: int) -> Loader:
+def make_loader(
+    dataset: ClipDataset, batch_size: int, *, train: bool, workers: int | None, seed: int, shard: tuple[int, int] = (0, 1)
+) -> Loader:
     """Batches `{"frames": uint8 [B, T, S, S, 3], "labels": {head: long [B]}, "index": long [B], "broken": [(index, why)]}`.
 
     Clips that do not decode are left out of the batch and listed. Training shuffles, and leaves the last, short batch out
     where the set is larger than one batch. workers: threads that read ahead; 0: read when asked; none: one per core, at most 8,
-    until everything is in memory.
+    until everything is in memory. shard: (rank, number of ranks), for training: each reads its part of every batch, and a
+    broken clip is then stood in for by another one of the batch.
     """
-    return Loader(dataset, batch_size, train=train, workers=workers, seed=seed)
+    return Loader(dataset, batch_size, train=train, workers=workers, seed=seed, shard=shard)

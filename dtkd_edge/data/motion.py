@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.console import progress, say
+from dtkd_edge.data.encode import encode, require_av
 from dtkd_edge.data.scene import CLASSES, render
-from dtkd_edge.errors import DataError, DtkdEdgeError, MissingDependency, UsageError
-from dtkd_edge.files import atomic_folder, one_at_a_time, write_json, write_text
+from dtkd_edge.errors import DataError, DtkdEdgeError, UsageError
+from dtkd_edge.files import atomic_folder, cache_folder, one_at_a_time, write_json, write_text
 
 DESCRIPTION = "motion.json"
 VERSION = 2  # of the pictures: raise it when the same parameters give other clips
@@ -46,10 +47,9 @@ def parameters(kind: str, clips: int, val_clips: int, size: int, seed: int) -> d
 
 
 def default_folder(kind: str, clips: int, val_clips: int, size: int, seed: int) -> Path:
-    """Where the set is kept when nobody names a folder: `$DTKD_EDGE_CACHE`, or `~/.cache/dtkd-edge`."""
+    """Where the set is kept when nobody names a folder."""
     text = json.dumps(parameters(kind, clips, val_clips, size, seed), sort_keys=True)
-    cache = os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge"
-    return Path(cache) / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def generate(folder: Path, kind: str, clips: int, val_clips: int, size: int, seed: int) -> Path:
@@ -65,10 +65,7 @@ def generate(folder: Path, kind: str, clips: int, val_clips: int, size: int, see
     wanted = parameters(kind, clips, val_clips, size, seed)
     if _there(folder, wanted):
         return folder
-    try:
-        import av  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingDependency("writing video needs the Python library av", extra="train") from error
+    require_av()
     with one_at_a_time(folder):
         if _there(folder, wanted):  # another process was quicker
             return folder
@@ -92,19 +89,11 @@ def write_clip(path: Path, kind: str, split: str, index: int, size: int, seed: i
 def write_video(path: Path, frames: NDArray[np.uint8], fps: int, *, crf: int = 20) -> None:
     """uint8 RGB `[n, H, W, 3]` (H and W even) → an h264 mp4 file. Small frames, so one thread and the quickest preset.
 
-    Every frame is coded by itself (`g: 1`): predicted frames keep ghosts of where the object was, which would tell the
+    Every frame is coded by itself (`keyframes=1`): predicted frames keep ghosts of where the object was, which would tell the
     motion from one frame.
     """
-    import av
-
-    options = {"preset": "ultrafast", "crf": str(crf), "threads": "1", "g": "1"}
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    height, width = frames.shape[1:3]
+    encode(path, frames, (width, height), fps, crf=crf)
 
 
 def _there(folder: Path, wanted: dict[str, Any]) -> bool:

@@ -46,8 +46,8 @@ METHODS: dict[str, Method] = {
     "dist": Method("Pearson correlation within samples and classes", {"ce": "ce", "dist": "kd"}, reference=_ONES),
     "rkd": Method("distances and angles within the batch", {"ce": "ce", "rkd": "kd"}),
     "ofa": Method("stages of the student projected to logits", {"ce": "ce", "ofa": "kd"}, reference=_ONES),
-    "fitnet-vit": Method("the ViT's features", {"ce": "ce", "fitnet-vit": "kd"}),
-    "fitnet-cnn": Method("the CNN's features", {"ce": "ce", "fitnet-cnn": "kd"}),
+    "fitnet-vit": Method("the ViT's features", {"ce": "ce", "fitnet-vit": "align"}),
+    "fitnet-cnn": Method("the CNN's features", {"ce": "ce", "fitnet-cnn": "align"}),
     "kd-mean+fitnet-cnn": Method("kd-mean and the CNN's features", {**_CE_KD, "fitnet-cnn": "align"}, "mean", _HINTON),
     "dtkd": Method(
         "DATW, the structure-discrepancy branch, alignment and relations",

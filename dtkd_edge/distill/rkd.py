@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
 from dtkd_edge.distill.precision import full_precision
@@ -61,16 +61,3 @@ def relational_loss(student: Tensor, teacher: Tensor, *, distance: float = 1.0, 
         different = 1 - torch.eye(batch, device=huber.device, dtype=huber.dtype)  # i = k: the cosine is 1 by definition
         loss = loss + angle * (huber * different).sum() / (batch * (batch - 1) * (batch - 2))
     return loss
-
-
-def gather_batch(features: Tensor) -> Tensor:
-    """`[B, D]` of this rank → `[world · B, D]` of all ranks, with gradient; unchanged without torch.distributed.
-
-    Every rank must hold the same B. Each rank then computes the same loss, and the average over ranks that data-parallel training
-    takes of the gradients is the gradient of that one loss.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return features
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(features.contiguous()))

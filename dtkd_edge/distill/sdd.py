@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.distill.precision import full_precision
+from dtkd_edge.distill.ranks import batch_mean
 from dtkd_edge.errors import UsageError
 
 Grid = tuple[int, int, int]
@@ -60,8 +61,8 @@ class FixedProjection(nn.Module):
 @full_precision
 def _standardised_projection(features: Tensor, matrix: Tensor, grid: Grid) -> Tensor:
     x = to_grid(features, grid)
-    x = x - x.mean((0, 2, 3, 4), keepdim=True)
-    variance = x.square().mean((0, 2, 3, 4), keepdim=True)
+    x = x - batch_mean(x.mean((0, 2, 3, 4), keepdim=True))
+    variance = batch_mean(x.square().mean((0, 2, 3, 4), keepdim=True))
     # The floor is relative to the other channels, so that small features are standardised like large ones.
     x = x / (variance + 1e-6 * variance.mean() + 1e-12).sqrt()
     return torch.einsum("oc,bcthw->bothw", matrix.to(x.dtype), x)
@@ -69,14 +70,21 @@ def _standardised_projection(features: Tensor, matrix: Tensor, grid: Grid) -> Te
 
 def variance(features: Tensor) -> Tensor:
     """Mean over channels of the variance over batch and grid, a scalar: near 0 where features have collapsed."""
-    return features.detach().float().var((0, 2, 3, 4), correction=0).mean()
+    x = features.detach().float()
+    x = x - batch_mean(x.mean((0, 2, 3, 4), keepdim=True))
+    return batch_mean(x.square().mean())
+
+
+def _spread(target: Tensor) -> Tensor:
+    """The variance of all of a target's values, over the samples of all ranks."""
+    return batch_mean((target - batch_mean(target.mean())).square().mean())
 
 
 @torch.no_grad()
 @full_precision
 def unit_variance(target: Tensor) -> Tensor:
     """Scale a whole target to variance 1 (one factor for all channels); a target without variance stays as it is."""
-    spread = target.var(correction=0)
+    spread = _spread(target)
     return target * torch.where(spread > 1e-12, spread.clamp(min=1e-12).rsqrt(), torch.ones_like(spread))
 
 
@@ -95,13 +103,18 @@ def feature_distance(pred: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
     smooth-l1: Huber's loss with δ = 1 on pred and target, both divided by the target's standard deviation
     """
     target = target.detach()
-    spread = target.var(correction=0)
+    spread = _spread(target)
     spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
     if kind == "mse":
         return F.mse_loss(pred, target) / spread
     if kind == "smooth-l1":
         return F.smooth_l1_loss(pred / spread.sqrt(), target / spread.sqrt())
     raise UsageError(f"distance: {kind}: unknown", "one of: mse, smooth-l1")
+
+
+def _pointwise(layer: nn.Conv3d, places: Tensor) -> Tensor:
+    """A 1×1×1 convolution of `[B, positions, C]`: as a matrix product, which on a CPU takes three quarters of the time."""
+    return F.linear(places, layer.weight.flatten(1), layer.bias)
 
 
 class NonLocal3d(nn.Module):
@@ -123,9 +136,10 @@ class NonLocal3d(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (layer(x).flatten(2).transpose(1, 2) for layer in (self.theta, self.phi, self.g))
-        mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return x + self.norm(self.out(mixed.transpose(1, 2).unflatten(2, x.shape[2:])))
+        places = x.flatten(2).transpose(1, 2)
+        query, key, value = (_pointwise(layer, places) for layer in (self.theta, self.phi, self.g))
+        mixed = _pointwise(self.out, F.scaled_dot_product_attention(query, key, value, scale=1.0))
+        return x + self.norm(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 class SqueezeExcite3d(nn.Module):
@@ -175,9 +189,8 @@ class StructureDiscrepancyBranch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.reduce(to_grid(features, self.grid))
-        x = self.non_local(self.time(self.space(x)))
-        out: Tensor = self.predict(self.squeeze_excite(x))
-        return out
+        x = self.squeeze_excite(self.non_local(self.time(self.space(x))))
+        return _pointwise(self.predict, x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, self.grid)
 
 
 class Alignment(nn.Module):
@@ -189,5 +202,5 @@ class Alignment(nn.Module):
         self.project = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        out: Tensor = self.project(to_grid(features, self.grid))
-        return out
+        places = to_grid(features, self.grid).flatten(2).transpose(1, 2)
+        return _pointwise(self.project, places).transpose(1, 2).unflatten(2, self.grid)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
 from dtkd_edge.distill.methods import RAMPED, find_method, needed_teachers, require_tap, require_teachers, resolve, term_weights
 from dtkd_edge.distill.precision import full_precision
+from dtkd_edge.distill.ranks import gather_batch
 from dtkd_edge.errors import RecipeError, UsageError
 from dtkd_edge.models import VideoModel, fit_clip
 from dtkd_edge.recipe import DistillConfig
@@ -137,11 +138,13 @@ class DistillationTask(nn.Module):
         labels: Mapping[str, Tensor],
         *,
         taught: Mapping[str, TeacherOutput] | None = None,
+        shared: tuple[Mapping[str, Tensor], float] | None = None,
         progress: float = 1.0,
     ) -> dict[str, Any]:
         """Loss of one batch; nothing in here waits for the device.
 
         frames: uint8 RGB `[B, T, H, W, 3]`; labels: `{head: long [B]}`; taught: the teachers' outputs, where a cache has them;
+        shared: of mixed clips, the labels of the other clip in each, and the share in [0, 1] that `labels` keep of cross-entropy;
         progress: share of the training done, in [0, 1], by which the ramped terms rise.
 
         Returns `loss` (scalar), `output` (`{head: logits}`), `terms` (name → detached, unweighted scalar), `omega` (`[B, k]`,
@@ -155,7 +158,7 @@ class DistillationTask(nn.Module):
         features = self.student.forward_features(fit_clip(frames, self.student.info))
         output = self.student.forward_head(features)
 
-        terms, omega = self._logit_terms(features, output, labels, taught)
+        terms, omega = self._logit_terms(features, output, labels, taught, shared)
         feature_terms, residual_var = self._feature_terms(features, taught, omega)
         terms.update(feature_terms)
 
@@ -176,6 +179,7 @@ class DistillationTask(nn.Module):
         output: Mapping[str, Tensor],
         labels: Mapping[str, Tensor],
         taught: Mapping[str, TeacherOutput],
+        shared: tuple[Mapping[str, Tensor], float] | None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The terms on logits, each the mean over heads, and ω."""
         rival, active = self.config.rivals, self.weights
@@ -188,6 +192,11 @@ class DistillationTask(nn.Module):
             found: dict[str, Tensor] = {}
             if "ce" in active:
                 found["ce"] = _cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+                if shared is not None:
+                    other = _cross_entropy(logits, shared[0][head], label_smoothing=self.label_smoothing)
+                    found["ce"] = shared[1] * found["ce"] + (1 - shared[1]) * other
+            if shared is not None and shared[1] < 0.5:  # rules that know one label take that of the larger part
+                y = shared[0][head]
             if "kd" in active:
                 found["kd"], omega = self._kd(logits, head, y, taught)
                 omegas += [] if omega is None else [omega]
@@ -202,7 +211,11 @@ class DistillationTask(nn.Module):
                     )
                 if "dist" in active:
                     found["dist"] = rivals.dist_loss(
-                        logits, target, beta=rival.dist_beta, gamma=rival.dist_gamma, temperature=rival.dist_temperature
+                        gather_batch(logits),
+                        gather_batch(target),
+                        beta=rival.dist_beta,
+                        gamma=rival.dist_gamma,
+                        temperature=rival.dist_temperature,
                     )
                 if "ofa" in active:
                     ofa = {"epsilon": rival.ofa_epsilon, "temperature": rival.ofa_temperature}
@@ -256,10 +269,10 @@ class DistillationTask(nn.Module):
         if "rkd" in active:
             relation = self.config.relation
             sources = ORDER if relation.source == "both" else (relation.source,)
-            pooled = rkd.gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
+            pooled = gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
             losses = []
             for name in sources:
-                reference = rkd.gather_batch(taught[name].features.float().mean((2, 3, 4)))
+                reference = gather_batch(taught[name].features.float().mean((2, 3, 4)))
                 losses.append(rkd.relational_loss(pooled, reference, distance=relation.distance, angle=relation.angle))
             terms["rkd"] = torch.stack(losses).mean()
         return terms, residual_var

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,4 +75,9 @@ def create_model(
         given = {"frames": frames, "size": size, **options}
         said = ", ".join(f"{key} {value!r}" for key, value in given.items() if value is not None)
         reason = str(error) or type(error).__name__
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
+        if unknown and unknown[1] in options:
+            raise RecipeError(
+                f"{name}: it has no option {unknown[1]}", "take it out of the model's options in the recipe"
+            ) from error
         raise RecipeError(f"{name}: cannot be built with {said}: {reason}", "check the model's options in the recipe") from error

@@ -104,7 +104,9 @@ def _read(path: Path) -> Tensors:
         else:
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        # torch's unpickler says of a file that is none at all only the first byte it does not know.
+        said = str(error).strip().splitlines()
+        reason = said[0][:160] if said and " " in said[0] else "no safetensors or PyTorch file"
         raise CheckpointError(
             f"{path}: not readable as weights: {reason}", "give a .safetensors file or a plain state dict"
         ) from error

@@ -12,20 +12,24 @@ import torch
 from dtkd_edge.errors import CheckpointError
 from dtkd_edge.files import atomic_path
 
+VERSION = 2
+
 
 @dataclass
 class TrainState:
     """Everything that the next epoch depends on. `epoch` counts finished epochs; `rng` and `device_rng` are torch's generators
-    of the CPU and of the CUDA device (dropout draws from the latter)."""
+    of the CPU and of the CUDA device (dropout draws from the latter), one per process; `ema` is the moving average of weights."""
 
     epoch: int
     step: int
     task: dict[str, Any]
     optimizer: dict[str, Any]
-    rng: torch.Tensor
+    rng: list[torch.Tensor]
     broken: list[str]
-    version: int = 1
-    device_rng: torch.Tensor | None = None
+    version: int = VERSION
+    device_rng: list[torch.Tensor] | None = None
+    ema: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
 
 
 def save_state(path: Path, state: TrainState) -> None:
@@ -47,6 +51,7 @@ def load_state(path: Path) -> TrainState | None:
         raise CheckpointError(
             f"{path}: not a checkpoint of this version: {reason}", "remove it to train that phase again"
         ) from error
-    if state.version != 1:
-        raise CheckpointError(f"{path}: checkpoint version {state.version}, this dtkd-edge reads 1", "train the run again")
+    if state.version != VERSION:
+        other = f"{path}: checkpoint version {state.version}, this dtkd-edge reads {VERSION}"
+        raise CheckpointError(other, "remove it to train that phase again")
     return state

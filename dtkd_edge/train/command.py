@@ -14,81 +14,109 @@ import dtkd_edge
 from dtkd_edge import recipe as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
-from dtkd_edge.errors import CheckpointError, MissingDevice, RecipeError, UsageError
+from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.files import disk_errors, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
 from dtkd_edge.runs import RUNS
+from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
-from dtkd_edge.train.phases import RunContext, RunData, check_models, train_student, train_teacher
+from dtkd_edge.train.phases import RunContext, RunData, check_models, predictions, train_student, train_teacher
+from dtkd_edge.train.run_report import save_predictions, write_run_report
+from dtkd_edge.train.scores import Scores
 
 
 def train(recipe: str, *, overrides: list[str], out: Path | None = None, resume: bool = False) -> Path:
     """Train what the recipe says into a run folder and return it. With `resume`, continue (or start) that run."""
     config = recipes.load(recipe, overrides)
-    folder = out or RUNS / config.name
-    if (folder / "recipe.yaml").is_file():
-        if not resume and out is None:
-            folder = _next_free(folder)
-        elif not resume:
-            raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
-        else:
-            config = _same_run(folder, config, overrides)
-            if (folder / "metrics.json").is_file():
-                say(f"{folder}: this run is finished; nothing to do")
-                return folder
-    # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
-    check_models(config, folder)
-    device = pick_device(config.device)
-    data = RunData.open(config)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        saved = folder / "recipe.yaml"
-        before = saved.read_text(encoding="utf-8") if saved.is_file() else None
-        write_text(saved, config.to_yaml())
+    engine = Engine(config.device, config.precision)
     try:
-        with disk_errors(folder):
-            run_phases(config, folder, data, device, resume=resume)
-    except (CheckpointError, RecipeError):
-        if before is not None:  # what this call changed does not fit the run: leave it as it was, to be continued
-            write_text(saved, before)
-        raise
-    except KeyboardInterrupt:
-        again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
-        say(f"interrupted; whole epochs are kept. Continue with: {again}")
-        raise
+        folder, config = _open_run(out or RUNS / config.name, config, overrides, out is not None, resume, engine)
+        if (folder / "metrics.json").is_file():
+            if engine.main:
+                say(f"{folder}: this run is finished; nothing to do")
+        else:
+            _train(folder, config, engine, resume)
+    finally:
+        engine.close()
     return folder
 
 
-def run_phases(config: Recipe, folder: Path, data: RunData, device: torch.device, *, resume: bool) -> None:
+def _open_run(
+    folder: Path, config: Recipe, overrides: list[str], named: bool, resume: bool, engine: Engine
+) -> tuple[Path, Recipe]:
+    """The run's folder and recipe: this one's, the next free one's, or an interrupted run's."""
+    if not engine.agree((folder / "recipe.yaml").is_file()):
+        return folder, config
+    if resume:
+        return folder, _same_run(folder, config, overrides)
+    if named:
+        raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
+    return engine.agree(_next_free(folder)), config
+
+
+def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
+    # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
+    check_models(config, folder)
+    data = RunData.open(config)
+    saved = folder / "recipe.yaml"
+    before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+    engine.wait()
+    if engine.main:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(saved, config.to_yaml())
+    try:
+        with disk_errors(folder):
+            run_phases(config, folder, data, engine, resume=resume)
+    except (CheckpointError, RecipeError):
+        if before is not None and engine.main:  # what this call changed does not fit the run: leave it as it was
+            write_text(saved, before)
+        raise
+    except KeyboardInterrupt:
+        if engine.main:
+            again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+            say(f"interrupted; whole epochs are kept. Continue with: {again}")
+        raise
+
+
+def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, resume: bool) -> None:
     """Teachers that the method reads, the student, the results."""
     began = time.perf_counter()
     if config.threads:
         torch.set_num_threads(config.threads)
-    log = RunLog(folder)
+    log = RunLog(folder, engine.main)
     try:
-        context = RunContext(config, folder, data, device, log, resume)
+        context = RunContext(config, folder, data, engine, log, resume)
         log.note(context.describe(), started=now())
         teachers: dict[str, VideoModel] = {}
-        scores: dict[str, dict[str, float]] = {}
+        scores: dict[str, Scores] = {}
         for name in context.teachers_needed:
             teachers[name], scores[name] = train_teacher(context, name)
         if config.phases == "all":
             scores["student"] = train_student(context, teachers)
         metrics = {
-            **({"student": scores["student"]} if "student" in scores else {}),
-            "teachers": {name: scores[name] for name in teachers},
+            **({"student": scores["student"].table()} if "student" in scores else {}),
+            "teachers": {name: scores[name].table() for name in teachers},
             "method": config.distill.method,
             "views": "1x1",
             "clips": {"train": len(context.train), "student": len(context.student_clips), "val": len(context.val)},
             "seconds": round(time.perf_counter() - began, 1),
             "tools": {"dtkd-edge": dtkd_edge.__version__, "torch": torch.__version__},
         }
-        write_json(folder / "metrics.json", metrics)
+        if engine.main:
+            if "student" in scores:
+                heads = predictions(context, scores)
+                save_predictions(folder, heads)
+                write_run_report(folder, config.name, metrics, heads)
+            write_json(folder / "metrics.json", metrics)  # last: it says that the run is finished
     finally:
         log.close()
-    print_results(metrics)
-    say(f"run: {folder}")
+    engine.wait()
+    if engine.main:
+        print_results(metrics)
+        report = folder / "report.html"
+        say(f"run: {folder}" + (f"   report: {report}" if report.is_file() else ""))
 
 
 def print_results(metrics: dict[str, Any]) -> None:
@@ -99,29 +127,55 @@ def print_results(metrics: dict[str, Any]) -> None:
     scored = min((int(row["n"]) for row in rows.values()), default=0)  # without those that do not decode
     table = Table(title=f"validation accuracy, {scored} clips, views={metrics['views']}")
     table.add_column("model")
+    alone = all(column.startswith("action_") for column in columns)  # no other head to tell it from
     for column in columns:
-        table.add_column(column.removeprefix("action_"), justify="right")
+        table.add_column(column.removeprefix("action_") if alone else column, justify="right")
     for name, row in rows.items():
         table.add_row(name, *[f"{row[column]:.3f}" if column in row else "" for column in columns])
     print_table(table)
 
 
-def evaluate(target: Path | None, *, overrides: list[str], views: str = "1x1", json: str | None = None) -> dict[str, Any]:
-    """Accuracy of a run's student or of an artefact on the run's validation clips (or on `--set data.…`)."""
+def evaluate(
+    target: Path | None,
+    *,
+    overrides: list[str],
+    views: str = "1x1",
+    json: str | None = None,
+    data: Path | None = None,
+    confusion: Path | None = None,
+) -> dict[str, Any]:
+    """Scores of a run's student or of an artefact on the run's validation clips, or on `data` or `--set data.…`.
+
+    confusion: where to write the confusion matrix, as a picture or as .csv; with several heads one file each, NAME-HEAD.png.
+    """
+    from dtkd_edge.train.scores import write_confusion
     from dtkd_edge.train.testing import evaluate_target
 
-    result = evaluate_target(target, overrides, parse_views(views))
+    result, scores, labels = evaluate_target(target, overrides, parse_views(views), data)
     if json:
         write_result(result, json)
     if json != "-":
-        table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
-        table.add_column("head")
-        table.add_column("top-1", justify="right")
-        table.add_column("top-5", justify="right")
-        for head, row in result["heads"].items():
-            table.add_row(head, f"{row['top1']:.4f}", f"{row['top5']:.4f}" if "top5" in row else "")
-        print_table(table)
+        print_table(_eval_table(result))
+    if confusion is not None:
+        for head, names in labels.items():
+            path = confusion if len(labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
+            write_confusion(path, scores.confusion(head), names)
+            say(f"confusion matrix of {head}: {path}")
     return result
+
+
+def _eval_table(result: dict[str, Any]) -> Table:
+    table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
+    table.add_column("head")
+    for column in ("top-1", "top-5", "mean class"):
+        table.add_column(column, justify="right")
+    for part in result.get("parts", {}):
+        table.add_column(f"{part} top-1", justify="right")
+    for head, row in result["heads"].items():
+        cells = [f"{row[key]:.4f}" if key in row else "" for key in ("top1", "top5", "mean_class")]
+        parts = [f"{rows[head]['top1']:.4f}" if head in rows else "" for rows in result.get("parts", {}).values()]
+        table.add_row(head, *cells, *parts)
+    return table
 
 
 def parse_views(text: str) -> tuple[int, int]:
@@ -130,14 +184,6 @@ def parse_views(text: str) -> tuple[int, int]:
     if not (x and temporal.isdecimal() and spatial.isdecimal() and 1 <= int(temporal) <= 64 and 1 <= int(spatial) <= 8):
         raise UsageError(f"--views {text}: expected TxS, such as 1x1 or 10x3", "temporal up to 64, spatial up to 8")
     return int(temporal), int(spatial)
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
-    return torch.device(name)
 
 
 def _next_free(folder: Path) -> Path:

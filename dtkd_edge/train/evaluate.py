@@ -3,46 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dtkd_edge.models.base import VideoModel, fit_clip
-
-
-@dataclass
-class Scores:
-    """Per head: logits `[n, K]` and labels `[n]`, in the catalogue's order; broken clips are left out, and said in `broken`."""
-
-    logits: dict[str, NDArray[np.float32]]
-    labels: dict[str, NDArray[np.int64]]
-    broken: list[str] = field(default_factory=list)
-
-    def accuracy(self, head: str, k: int = 1) -> float:
-        """Share of clips whose label is among the k highest logits."""
-        logits, labels = self.logits[head], self.labels[head]
-        if len(labels) == 0:
-            return 0.0
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-        return float((best == labels[:, None]).any(1).mean())
-
-    def table(self) -> dict[str, float]:
-        """`{head}_top1`, `{head}_top5` (where there are more than five classes) and `n`."""
-        out: dict[str, float] = {}
-        for head, logits in self.logits.items():
-            out[f"{head}_top1"] = self.accuracy(head)
-            if logits.shape[1] > 5:
-                out[f"{head}_top5"] = self.accuracy(head, 5)
-        out["n"] = len(next(iter(self.labels.values())))
-        return out
-
-    @property
-    def top1(self) -> float:
-        """Mean over heads."""
-        return float(np.mean([self.accuracy(head) for head in self.logits]))
+from dtkd_edge.train.scores import Scores
 
 
 @torch.inference_mode()
@@ -52,12 +19,14 @@ def evaluate(model: VideoModel, loader: Iterable[dict[str, Any]], device: torch.
     model.eval()
     logits: dict[str, list[torch.Tensor]] = {head: [] for head in model.heads}
     labels: dict[str, list[torch.Tensor]] = {head: [] for head in model.heads}
+    index: list[torch.Tensor] = []
     broken: list[str] = []
     for batch in loader:
         broken += [why for _, why in batch.get("broken", [])]
         if batch["frames"] is None or len(batch["frames"]) == 0:
             continue
         out = model(fit_clip(batch["frames"].to(device, non_blocking=True), model.info))
+        index.append(batch["index"])
         for head in model.heads:
             logits[head].append(out[head].float().cpu())
             labels[head].append(batch["labels"][head])
@@ -72,4 +41,5 @@ def evaluate(model: VideoModel, loader: Iterable[dict[str, Any]], device: torch.
         {head: join(parts, model.heads[head]) for head, parts in logits.items()},
         {head: join(parts, None) for head, parts in labels.items()},
         broken,
+        join(index, None),
     )

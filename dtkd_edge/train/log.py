@@ -11,14 +11,19 @@ from dtkd_edge.files import disk_errors, write_text
 
 
 class RunLog:
-    """Appends to RUN/log.jsonl and RUN/tensorboard; a resumed phase first drops the lines of epochs that it will repeat."""
+    """Appends to RUN/log.jsonl and RUN/tensorboard; a resumed phase first drops the lines of epochs that it will repeat.
+    main: false in all processes of a training but one; they write and say nothing."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, main: bool = True) -> None:
+        self.path = folder / "log.jsonl"
+        self.main = main
+        self.events: Any = None
+        if not main:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "log.jsonl"
         self._drop_half_line()
-        self.events: Any = SummaryWriter(str(folder / "tensorboard"))
+        self.events = SummaryWriter(str(folder / "tensorboard"))
 
     def _drop_half_line(self) -> None:
         """Forget a last line that a kill left half written: the next one must not be glued to it."""
@@ -27,7 +32,7 @@ class RunLog:
 
     def rewind(self, phase: str, finished: int) -> None:
         """Forget the epochs of a phase after the first `finished` ones (epochs are logged from 1 on)."""
-        if not self.path.is_file():
+        if not self.main or not self.path.is_file():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
 
@@ -40,6 +45,8 @@ class RunLog:
             write_text(self.path, "".join(kept))
 
     def add(self, entry: dict[str, Any]) -> None:
+        if not self.main:
+            return
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
         phase, epoch = entry.get("phase"), entry.get("epoch")
@@ -50,8 +57,10 @@ class RunLog:
 
     def note(self, text: str, **entry: Any) -> None:
         """A line for the person that also stands in the log."""
-        say(text)
+        if self.main:
+            say(text)
         self.add({"note": text, **entry})
 
     def close(self) -> None:
-        self.events.close()
+        if self.main:
+            self.events.close()

@@ -5,51 +5,65 @@ A teacher and the student go through the same loop; what differs is the task (`d
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from dtkd_edge.console import Bar, progress
 from dtkd_edge.data.dataset import ClipDataset
+from dtkd_edge.data.loader import Loader
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.errors import CheckpointError, DataError, InputError
-from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.models.base import VideoModel
+from dtkd_edge.recipe import AugmentConfig, OptimConfig
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
-from dtkd_edge.train.evaluate import Scores
+from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
+from dtkd_edge.train.mixing import mix
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
+from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
-
-Loader = Iterable[dict[str, Any]]
 
 
 @dataclass
 class Phase:
-    """One training of a run: `name` is cnn, vit or student."""
+    """One training of a run: `name` is cnn, vit or student. evaluate: scores of the model it is given."""
 
     name: str
     config: OptimConfig
     task: DistillationTask
     data: ClipDataset
     loader: Loader
-    evaluate: Callable[[], Scores]
-    device: torch.device
+    evaluate: Callable[[VideoModel], Scores]
+    engine: Engine
     max_broken: float
     checkpoint: Path
     taught: TeacherCache | None = None
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     broken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.device = self.engine.device
+        self.ema = ModelEmaV3(self.task.student, self.config.ema, use_warmup=True) if self.config.ema else None
+        self.module: nn.Module = self.task
+
+    @property
+    def model(self) -> VideoModel:
+        """What is evaluated and kept: the moving average where there is one."""
+        return self.task.student if self.ema is None else self.ema.module
 
 
 def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
-    """Train to the last epoch. With `resume`, go on after the last whole epoch on disk, bit for bit as if never stopped."""
-    config, task = phase.config, phase.task
+    """Train to the last epoch. With `resume`, go on after the last whole epoch on disk, bit for bit as if never stopped. At the
+    end the student holds what is to be kept."""
+    config, task, engine = phase.config, phase.task, phase.engine
     optimizer = make_optimizer(config, task, task.student)
     state = load_state(phase.checkpoint) if resume else None
     first = 0
@@ -58,9 +72,10 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
         first, phase.broken = state.epoch, set(state.broken)
         log.note(f"{phase.name}: resumed after epoch {first} of {config.epochs}", phase=phase.name)
     log.rewind(phase.name, first)
-    steps = steps_per_epoch(len(phase.data), config.batch_size)
+    phase.module = engine.distribute(task)
+    steps = len(phase.loader)
     step = first * steps
-    with progress(phase.name, config.epochs * steps) as bar:
+    with progress(phase.name, config.epochs * steps, hidden=not engine.main) as bar:
         bar.advance(first * steps)
         for epoch in range(first, config.epochs):
             began = time.perf_counter()
@@ -68,28 +83,41 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
             step += steps
             last = epoch + 1 == config.epochs
             if last or (epoch + 1) % config.eval_every == 0:
-                scores = phase.evaluate()
+                scores = phase.evaluate(phase.model)
                 entry |= {f"val_{key}": value for key, value in scores.table().items() if key != "n"}
             entry["seconds"] = round(time.perf_counter() - began, 3)
             log.add(entry)
             bar.note(_summary(entry))
-            if last or (epoch + 1) % config.eval_every == 0:
+            if engine.main and (last or (epoch + 1) % config.eval_every == 0):
                 log_line(phase.name, epoch + 1, config.epochs, entry)
             if last or (epoch + 1) % config.checkpoint_every == 0:
-                save_state(phase.checkpoint, current_state(phase, optimizer, epoch + 1, step))
+                save(phase, optimizer, epoch + 1, step)
+    if phase.ema is not None:
+        task.student.load_state_dict(phase.ema.module.state_dict())
     task.student.eval()
 
 
-def current_state(phase: Phase, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> TrainState:
-    return TrainState(
-        epoch,
-        step,
-        phase.task.state_dict(),
-        optimizer.state_dict(),
-        torch.get_rng_state(),
-        sorted(phase.broken),
-        device_rng=torch.cuda.get_rng_state(phase.device) if phase.device.type == "cuda" else None,
-    )
+def save(phase: Phase, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
+    """Rank 0 writes the state; the random generators of all ranks are in it."""
+    rng = phase.engine.gather(torch.get_rng_state())
+    on_device = phase.device.type == "cuda"
+    device_rng = phase.engine.gather(torch.cuda.get_rng_state(phase.device)) if on_device else None
+    if phase.engine.main:
+        save_state(
+            phase.checkpoint,
+            TrainState(
+                epoch,
+                step,
+                phase.task.state_dict(),
+                optimizer.state_dict(),
+                rng,
+                sorted(phase.broken),
+                device_rng=device_rng,
+                ema=None if phase.ema is None else phase.ema.module.state_dict(),
+                scaler=phase.engine.scaler.state_dict(),
+            ),
+        )
+    phase.engine.wait()
 
 
 def restore(phase: Phase, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
@@ -107,55 +135,95 @@ def restore(phase: Phase, optimizer: torch.optim.Optimizer, state: TrainState) -
     if [(g.keys(), g["params"]) for g in own] != [(g.keys(), g["params"]) for g in saved]:
         raise CheckpointError(f"{phase.checkpoint}: of another optimizer than {phase.config.optimizer}", another)
     optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": own})
-    torch.set_rng_state(state.rng)
-    if state.device_rng is not None and phase.device.type == "cuda":
-        torch.cuda.set_rng_state(state.device_rng, phase.device)
+    if phase.ema is not None:
+        if state.ema is None:
+            raise CheckpointError(f"{phase.checkpoint}: holds no moving average", "take back --set train.ema, or " + another)
+        phase.ema.module.load_state_dict(state.ema)
+    if state.scaler:
+        phase.engine.scaler.load_state_dict(state.scaler)
+    rank = phase.engine.rank
+    if rank < len(state.rng):  # more processes than before: the new ones keep the generator they were seeded with
+        torch.set_rng_state(state.rng[rank])
+        if state.device_rng is not None and phase.device.type == "cuda":
+            torch.cuda.set_rng_state(state.device_rng[rank], phase.device)
 
 
-def steps_per_epoch(clips: int, batch_size: int) -> int:
-    """The last short batch is left out, unless it is the only one."""
-    return max(clips // batch_size, 1)
+@dataclass
+class Step:
+    """What is looked at one step later, so that a device need not be waited for: is everything still finite?"""
+
+    number: int
+    values: dict[str, torch.Tensor]
+    clips: list[int]
 
 
 def train_epoch(
     phase: Phase, optimizer: torch.optim.Optimizer, epoch: int, step: int, steps: int, bar: Bar, log: RunLog
 ) -> dict[str, Any]:
     """One pass over the data; returns the epoch's log entry: mean loss and terms, mean ω, variance of f_res, learning rate."""
-    config, task = phase.config, phase.task
+    config, task, engine = phase.config, phase.task, phase.engine
     total = config.epochs * steps
     phase.data.set_epoch(epoch)
     if phase.taught is not None:
         phase.taught.set_epoch(epoch, bar.note)
     set_train_mode(task, config.freeze_bn)
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=phase.device))
-    count, right, lr = 0, torch.zeros((), device=phase.device), 0.0
+    count, lr = 0, 0.0
+    before: Step | None = None
+    optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(phase.loader):
         count_broken(phase, batch["broken"], log)
-        if batch["frames"] is None or len(batch["frames"]) < 2:  # one clip alone has no batch statistics
+        if len(batch["frames"]) < 2:  # one clip alone has no batch statistics
+            if engine.world > 1:  # the other ranks would wait for this one
+                raise DataError(f"{phase.name}: a batch has fewer than two clips that decode", "see: dtkd-edge data check")
             continue
         lr = set_learning_rate(optimizer, learning_rate(config, step + number, total))
         frames = batch["frames"].to(phase.device, non_blocking=True)
         labels = {head: value.to(phase.device, non_blocking=True) for head, value in batch["labels"].items()}
+        shared = None
+        if (mixture := mix(frames, phase.augment)) is not None:
+            frames, others = mixture.frames, {head: value[mixture.partner] for head, value in labels.items()}
+            shared = (others, mixture.share)
         taught = None if phase.taught is None else phase.taught.read(batch["index"])
-        result = task(frames, labels, taught=taught, progress=min((step + number) / total, 1.0))
-        loss = result["loss"]
-        if not torch.isfinite(loss):
-            raise _not_finite(phase, result["terms"], batch["index"].tolist(), epoch, number)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip_grad > 0:
-            norm = nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], config.clip_grad)
-            if not torch.isfinite(norm):
-                raise _not_finite(phase, {"gradient": norm}, batch["index"].tolist(), epoch, number)
-        optimizer.step()
-        collect(sums, result)
-        right += sum((result["output"][h].argmax(1) == labels[h]).float().mean() for h in labels) / len(labels)
+        more = (count + 1) % config.accumulate != 0 and number + 1 < steps
+        with engine.accumulating(phase.module, more):
+            with engine.autocast():
+                result = phase.module(frames, labels, taught=taught, shared=shared, progress=min((step + number) / total, 1.0))
+            engine.scaler.scale(result["loss"] / config.accumulate).backward()
+        values = {"loss": result["loss"].detach(), **result["terms"]}
+        if not more:
+            values |= update(phase, optimizer, step + number)
+        if before is not None:
+            _check_finite(phase, before, epoch)
+        before = Step(number, values, batch["index"].tolist())
+        collect(sums, result, labels)
         count += 1
         bar.advance()
-    if count == 0:
+    if before is None:
         raise DataError(f"{phase.name}: no whole batch in epoch {epoch + 1}", "look for broken clips with: dtkd-edge data check")
-    means = {name: round(float(value) / count, 6) for name, value in sums.items()}
-    return {"phase": phase.name, "epoch": epoch + 1, "lr": lr, **means, "train_top1": round(float(right) / count, 4)}
+    _check_finite(phase, before, epoch)
+    for message in sorted(set().union(*engine.gather(phase.broken))):
+        count_broken(phase, [(-1, message)], log)  # what other ranks have met
+    means = {name: round(float(engine.mean(value)) / count, 6) for name, value in sums.items()}
+    train_top1 = round(means.pop("train_top1"), 4)
+    return {"phase": phase.name, "epoch": epoch + 1, "lr": lr, **means, "train_top1": train_top1}
+
+
+def update(phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> dict[str, torch.Tensor]:
+    """One step of the optimiser on the gradients there are, then of the moving average. Returns the gradient's norm, where it is
+    asked for and has to be finite (a scaled half-precision one need not be: that step is left out)."""
+    config, scaler = phase.config, phase.engine.scaler
+    values = {}
+    if config.clip_grad > 0:
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_([p for p in phase.task.parameters() if p.requires_grad], config.clip_grad)
+        values = {} if scaler.is_enabled() else {"gradient": norm}
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if phase.ema is not None:
+        phase.ema.update(phase.task.student, step)
+    return values
 
 
 def set_train_mode(task: DistillationTask, freeze_bn: bool) -> None:
@@ -166,7 +234,8 @@ def set_train_mode(task: DistillationTask, freeze_bn: bool) -> None:
                 module.eval()
 
 
-def collect(sums: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
+@torch.no_grad()
+def collect(sums: dict[str, torch.Tensor], result: dict[str, Any], labels: dict[str, torch.Tensor]) -> None:
     """Add up what the log reports, on the device: no synchronisation inside an epoch."""
     sums["loss"] += result["loss"].detach()
     for name, value in result["terms"].items():
@@ -176,6 +245,8 @@ def collect(sums: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
             sums[f"omega_{name}"] += value
     if result.get("residual_var") is not None:
         sums["residual_var"] += result["residual_var"]
+    right = [(result["output"][head].argmax(1) == labels[head]).float().mean() for head in labels]
+    sums["train_top1"] += torch.stack(right).mean()
 
 
 def count_broken(phase: Phase, broken: list[tuple[int, str]], log: RunLog) -> None:
@@ -192,11 +263,15 @@ def count_broken(phase: Phase, broken: list[tuple[int, str]], log: RunLog) -> No
         )
 
 
-def _not_finite(phase: Phase, terms: dict[str, torch.Tensor], clips: list[int], epoch: int, number: int) -> InputError:
-    bad = [name for name, value in terms.items() if not math.isfinite(float(value))] or ["loss"]
-    files = ", ".join(str(phase.data.catalogue[i].path) for i in clips[:3])
-    return InputError(
-        f"{phase.name}: {' and '.join(bad)} is not finite at epoch {epoch + 1}, step {number + 1} (clips: {files}, …)",
+def _check_finite(phase: Phase, step: Step, epoch: int) -> None:
+    finite = torch.stack([value.float() for value in step.values.values()]).isfinite()
+    if bool(finite.all()):
+        return
+    bad = [name for name, good in zip(step.values, finite.tolist(), strict=True) if not good]
+    bad = [name for name in bad if name not in ("loss", "gradient")] or bad[:1]  # the term that it came from
+    files = ", ".join(str(phase.data.catalogue[i].path) for i in step.clips[:3])
+    raise InputError(
+        f"{phase.name}: {' and '.join(bad)} is not finite at epoch {epoch + 1}, step {step.number + 1} (clips: {files}, …)",
         "lower train.lr, or continue from the last whole epoch with --resume after changing it",
     )
 

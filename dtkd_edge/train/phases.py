@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,6 +16,7 @@ import dtkd_edge
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
 from dtkd_edge.data.loader import make_loader
+from dtkd_edge.distill import datw
 from dtkd_edge.distill.methods import needed_teachers, require_tap, require_teachers
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.errors import CheckpointError, DataError, RecipeError
@@ -23,9 +26,12 @@ from dtkd_edge.models.saved import ModelCard, load_model, save_model
 from dtkd_edge.models.weights import load_weights
 from dtkd_edge.preprocess import Sampling
 from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimConfig, Recipe, TeacherConfig
-from dtkd_edge.train.evaluate import Scores, evaluate
+from dtkd_edge.train.engine import Engine
+from dtkd_edge.train.evaluate import evaluate
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loop import Phase, fit
+from dtkd_edge.train.run_report import Predictions
+from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
 
 M = TypeVar("M", bound=nn.Module)
@@ -73,10 +79,11 @@ class RunData:
 
 
 class RunContext:
-    """What every phase works with: the recipe, the folder, the data, the device, the log."""
+    """What every phase works with: the recipe, the folder, the data, the engine, the log."""
 
-    def __init__(self, recipe: Recipe, folder: Path, data: RunData, device: torch.device, log: RunLog, resume: bool) -> None:
-        self.recipe, self.folder, self.device, self.log, self.resume = recipe, folder, device, log, resume
+    def __init__(self, recipe: Recipe, folder: Path, data: RunData, engine: Engine, log: RunLog, resume: bool) -> None:
+        self.recipe, self.folder, self.engine, self.log, self.resume = recipe, folder, engine, log, resume
+        self.device = engine.device
         self.teachers_needed = [n for n in ("cnn", "vit") if n in needed_teachers(recipe.distill)]
         self.train, self.val, self.student_clips = data.train, data.val, data.student
         self.labels = {head: list(names) for head, names in self.train.classes.items()}
@@ -127,20 +134,23 @@ class RunContext:
         )
 
     def score(self, model: VideoModel, batch_size: int) -> Scores:
-        """On the validation clips, in the deploy preprocessing of that model. Clips that do not decode are named in the log once;
-        DataError where they are more than data.max_broken allows, or all."""
+        """On the validation clips, in the deploy preprocessing of that model; every rank takes a part of them and gets the
+        scores of all. Clips that do not decode are named in the log once; DataError where they are all, or more than
+        data.max_broken allows."""
         shape = (model.info.frames, model.info.size)
+        part = np.array_split(np.arange(len(self.val)), self.engine.world)[self.engine.rank]
         if shape not in self._val_sets:
-            self._val_sets[shape] = self.dataset(self.val, *shape, None)
-        data = self._val_sets[shape]
-        loader = make_loader(data, batch_size, train=False, workers=self.recipe.data.workers, seed=0)
-        scores = evaluate(model, loader, self.device)
+            self._val_sets[shape] = self.dataset(self.val.subset(part), *shape, None)
+        loader = make_loader(self._val_sets[shape], batch_size, train=False, workers=self.recipe.data.workers, seed=0)
+        own = evaluate(model, loader, self.device)
+        own.index = part[own.index]
+        scores = Scores.join(self.engine.gather(own))
         for message in sorted(set(scores.broken) - self._val_broken):
             self.log.note(f"skipped: {message}", broken=message)
         self._val_broken |= set(scores.broken)
-        if len(scores.broken) > self.recipe.data.max_broken * len(data) or len(scores.broken) == len(data):
+        if len(scores.broken) > self.recipe.data.max_broken * len(self.val) or len(scores.broken) == len(self.val):
             raise DataError(
-                f"{len(scores.broken)} of {len(data)} validation clips do not decode, more than data.max_broken "
+                f"{len(scores.broken)} of {len(self.val)} validation clips do not decode, more than data.max_broken "
                 f"= {self.recipe.data.max_broken:g} allows",
                 "look at them with: dtkd-edge data check   (or raise data.max_broken)",
             )
@@ -148,27 +158,32 @@ class RunContext:
 
     def fit(self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, shape: tuple[int, int]) -> None:
         """shape: frames × size that the clips are read at; every network then takes its own from them."""
-        torch.manual_seed(self.recipe.seed * 10 + PHASE_SEEDS[name])
+        torch.manual_seed((self.recipe.seed * 10 + PHASE_SEEDS[name]) + 1_000_003 * self.engine.rank)  # dropout differs by rank
         views = self.recipe.teachers.views if name == "student" else None
         data = self.dataset(clips, *shape, self.recipe.augment, views)
-        loader = make_loader(data, config.batch_size, train=True, workers=self.recipe.data.workers, seed=self.recipe.seed)
+        shard = (self.engine.rank, self.engine.world)
+        workers = self.recipe.data.workers
+        loader = make_loader(data, config.batch_size, train=True, workers=workers, seed=self.recipe.seed, shard=shard)
         phase = Phase(
             name,
             config,
             task,
             data,
             loader,
-            lambda: self.score(task.student, config.batch_size),
-            self.device,
+            lambda model: self.score(model, config.batch_size),
+            self.engine,
             self.recipe.data.max_broken,
             self.folder / "checkpoints" / f"{name}.pt",
+            augment=self.recipe.augment,
         )
         if views is not None and task.teachers:
             folder = self.recipe.teachers.cache or self.folder / "teachers" / "cache"
-            phase.taught = TeacherCache(folder, task, data, self.device, self.recipe.data.workers)
+            phase.taught = TeacherCache(folder, task, data, self.engine, workers)
         fit(phase, self.log, resume=self.resume)
 
     def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:
+        if not self.engine.main:
+            return
         info = model.info
         card = ModelCard(
             version=dtkd_edge.__version__,
@@ -189,14 +204,14 @@ class RunContext:
         return DistillConfig(method="ce")
 
 
-def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, dict[str, float]]:
+def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
     """A teacher, frozen, and its scores: read from the run where it is finished, trained where the recipe says so, else from its
     weights."""
     config: TeacherConfig = getattr(run.recipe.teachers, name)
     stem = run.folder / "teachers" / name
     if run.resume and stem.with_suffix(".json").is_file():
-        model, card = load_model(stem)
-        return channels_last(model).to(run.device).requires_grad_(False), card.metrics
+        model = channels_last(load_model(stem)[0]).to(run.device).eval().requires_grad_(False)
+        return model, run.score(model, 32)
     model = run.build(config, name)
     if config.train is not None:
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing).to(run.device)
@@ -205,10 +220,10 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, dict[str, flo
         raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
     scores = run.score(model, 32)
     run.save(stem, model, config, scores)
-    return model.eval().requires_grad_(False), scores.table()
+    return model.eval().requires_grad_(False), scores
 
 
-def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str, float]:
+def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> Scores:
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
@@ -218,7 +233,25 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> dict[str,
     run.fit("student", recipe.train, task, run.student_clips, shape)
     scores = run.score(student, recipe.train.batch_size)
     run.save(run.folder / "student", student, recipe.student, scores)
-    return scores.table()
+    return scores
+
+
+def predictions(run: RunContext, scores: Mapping[str, Scores]) -> dict[str, Predictions]:
+    """What every network said of the validation clips, and ω of them with the finished student, per head."""
+    heads = {}
+    # Networks of different lengths read different frames, so that a damaged clip may decode for one and not for another.
+    numbers = {name: np.asarray(found.index) for name, found in scores.items()}
+    read = reduce(np.intersect1d, numbers.values())
+    both = {name: np.isin(found, read) for name, found in numbers.items()}
+    options = run.recipe.distill.weights.model_dump(exclude={"standardize"})
+    for head, names in run.labels.items():
+        logits = {name: np.asarray(found.logits[head][both[name]], np.float32) for name, found in scores.items()}
+        omega = None
+        if run.recipe.distill.method == "dtkd" and {"cnn", "vit"} <= set(logits):
+            student, cnn, vit = (torch.from_numpy(logits[name]) for name in ("student", "cnn", "vit"))
+            omega = datw.teacher_weights(student, [cnn, vit], **options).numpy()
+        heads[head] = Predictions(names, scores["student"].labels[head][both["student"]], logits, omega)
+    return heads
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import nn
@@ -12,29 +13,47 @@ from dtkd_edge.recipe import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total: int) -> float:
-    """The factor on `lr` at `step` of `total`: a linear rise over the warm-up, then a half cosine to 0 (or constant)."""
+    """The factor on `lr` at `step` of `total`: a linear rise over the warm-up, then a half cosine to 0, steps, or constant."""
     warm = config.warmup * total
     if step < warm:
         return (step + 1) / (warm + 1)
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "step":
+        return float(config.gamma ** sum(step >= share * total for share in config.milestones))
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
 
 
+def layer_depths(model: VideoModel) -> dict[int, int]:
+    """id of a parameter → number of its block, in the order in which the model names them; what stands before the first block
+    is 0, and what stands behind the last one (norm, head) is one deeper than it."""
+    head = {id(p) for p in model.head_parameters()}
+    depths: dict[int, int] = {}
+    depth, block = 0, None
+    for name, parameter in model.named_parameters():
+        found = re.match(r"(.*?\.\d+)(?:\.|$)", name)  # blocks.3.attn.qkv.weight → blocks.3
+        current = found.group(1) if found and id(parameter) not in head else None
+        if current != block and (current is not None or block is not None):
+            depth, block = depth + 1, current
+        depths[id(parameter)] = depth
+    return depths
+
+
 def make_optimizer(config: OptimConfig, task: nn.Module, student: VideoModel) -> torch.optim.Optimizer:
-    """AdamW or SGD; no weight decay on norms and biases; the head may learn at its own rate (`head_lr`)."""
+    """AdamW or SGD; no weight decay on norms and biases; the head may learn at its own rate (`head_lr`), and a block at a share
+    of the next one's (`layer_decay`)."""
     head = {id(p) for p in student.head_parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    depth = layer_depths(student) if config.layer_decay < 1 else {}
+    deepest = max(depth.values(), default=0)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in task.parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim > 1, id(parameter) in head), []).append(parameter)
+            factor = config.head_lr if id(parameter) in head else 1.0
+            factor *= config.layer_decay ** (deepest - depth.get(id(parameter), deepest))
+            groups.setdefault((parameter.ndim > 1, factor), []).append(parameter)
     settings = [
-        {
-            "params": parameters,
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "base_lr": config.lr * (config.head_lr if in_head else 1.0),
-        }
-        for (decayed, in_head), parameters in groups.items()
+        {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0, "base_lr": config.lr * factor}
+        for (decayed, factor), parameters in groups.items()
     ]
     for group in settings:
         group["lr"] = group["base_lr"]

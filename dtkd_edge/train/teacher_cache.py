@@ -35,6 +35,7 @@ from dtkd_edge.distill.task import DistillationTask, TeacherOutput
 from dtkd_edge.errors import DataError, InputError
 from dtkd_edge.files import atomic_folder, one_at_a_time
 from dtkd_edge.models.base import VideoModel
+from dtkd_edge.train.engine import Engine
 
 FILL_BATCH = 32
 SCALE = ".scale"
@@ -44,13 +45,11 @@ Array = NDArray[Any]
 class TeacherCache:
     """The teachers' outputs for `data`'s views, filled view by view when an epoch first needs one."""
 
-    def __init__(
-        self, folder: Path, task: DistillationTask, data: ClipDataset, device: torch.device, workers: int | None
-    ) -> None:
+    def __init__(self, folder: Path, task: DistillationTask, data: ClipDataset, engine: Engine, workers: int | None) -> None:
         assert data.views is not None
-        self.task, self.data, self.device, self.workers = task, data, device, workers
+        self.task, self.data, self.engine, self.device, self.workers = task, data, engine, engine.device, workers
         # Per teacher, so that a method that reads one of the two finds what a method that reads both has stored.
-        self.folders = {name: folder / f"{name}-{cache_key(teacher, data)}" for name, teacher in task.teachers.items()}
+        self.folders = {name: folder / f"{name}-{cache_key(t, data, engine.precision)}" for name, t in task.teachers.items()}
         self._view = -1
         self._maps: dict[str, dict[str, Array]] = {}
 
@@ -91,7 +90,8 @@ class TeacherCache:
         with atomic_folder(path) as aside:
             for number, batch in enumerate(self._batches(loader, view)):
                 note(f"teacher {name}, view {view + 1}/{self.data.views}: {100 * number // len(loader)} %")
-                output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
+                with self.engine.autocast():
+                    output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
                 values = {"features": output.features, **{f"head-{head}": logits for head, logits in output.logits.items()}}
                 if not arrays:
                     arrays = self._make_files(aside, {key: tuple(value.shape[1:]) for key, value in values.items()})
@@ -131,16 +131,18 @@ class TeacherCache:
             self.data.set_epoch(before)
 
 
-def cache_key(teacher: VideoModel, data: ClipDataset) -> str:
+def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32") -> str:
     """16 hex digits that change with whatever the stored outputs depend on."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if precision == "fp32" else precision.encode())
     for name, value in teacher.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr(teacher.info).encode())
     digest.update(json.dumps(data.describe(), sort_keys=True).encode())
     for clip in (data.catalogue[index] for index in range(len(data))):
-        status = clip.path.stat() if clip.path.is_file() else None
+        there = clip.path if clip.frames is None else clip.path.parent
+        status = there.stat() if there.exists() else None
         changed = (status.st_size, status.st_mtime_ns) if status else None
-        digest.update(f"{clip.path} {clip.start} {clip.end} {changed}\n".encode())
+        frames = "" if clip.frames is None else f" {clip.frames}"
+        digest.update(f"{clip.path} {clip.start} {clip.end} {changed}{frames}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +15,123 @@ from numpy.typing import NDArray
 from dtkd_edge import recipe as recipes
 from dtkd_edge.artifact import MANIFEST, Artifact
 from dtkd_edge.console import progress, say
-from dtkd_edge.data.catalogue import open_split
+from dtkd_edge.data.catalogue import Catalogue, open_split
 from dtkd_edge.errors import DataError, InputError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.runs import find_run
+from dtkd_edge.train.scores import Scores
 from dtkd_edge.video import read_input
 
 # uint8 RGB [views, T, S, S, 3] → {head: logits [views, K]}
 Predict = Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
 
 
-def evaluate_target(target: Path | None, overrides: list[str], views: tuple[int, int]) -> dict[str, Any]:
-    """Mean of the softmax over temporal × spatial views of every validation clip → top-1, top-5 per head."""
+def evaluate_target(
+    target: Path | None, overrides: list[str], views: tuple[int, int], data: Path | None = None
+) -> tuple[dict[str, Any], Scores, dict[str, list[str]]]:
+    """Mean of the softmax over temporal × spatial views of every validation clip → the result, its scores, the labels.
+
+    data: other labelled videos than the run's own, a folder or a csv list. Their classes are matched to the model's by name;
+    clips of classes that it does not know are counted and left out.
+    """
     predict, preprocess, labels, run, name = _open(target)
-    source = run / "recipe.yaml" if run is not None else "folder"
-    config = recipes.load(source, overrides)
-    catalogue = open_split(config.data, "val")
-    for head, names in catalogue.classes.items():
-        if labels.get(head) != list(names):
-            raise DataError(
-                f"{name}: its {len(labels.get(head, []))} classes of head {head} are not the data set's {len(names)}",
-                "evaluate on the data that it was trained for",
-            )
-    hits: dict[str, list[tuple[bool, bool]]] = {head: [] for head in labels}
+    if data is not None:
+        config = recipes.data_at(data, overrides)
+    elif run is not None:
+        config = recipes.load(run / "recipe.yaml", overrides).data
+    else:
+        config = recipes.load("folder", overrides).data
+    catalogue = open_split(config, "val")
+    numbers = _match(labels, catalogue.classes, name)
+    probabilities: dict[str, list[NDArray[np.float64]]] = {head: [] for head in labels}
+    wanted: dict[str, list[int]] = {head: [] for head in labels}
+    index: list[int] = []
     broken = 0
-    with progress("eval", len(catalogue)) as bar:
-        for i in range(len(catalogue)):
-            clip = catalogue[i]
+    known = [i for i in range(len(catalogue)) if min(numbers[head][catalogue.labels(head)[i]] for head in labels) >= 0]
+    unknown = len(catalogue) - len(known)
+    with progress("eval", len(known)) as bar:
+        for i, frames in _read_ahead(catalogue, known, preprocess, views):
             bar.advance()
-            try:
-                frames = read_input(
-                    clip.path, preprocess, temporal_views=views[0], spatial_views=views[1], start=clip.start, end=clip.end
-                )
-            except VideoError as error:
+            if isinstance(frames, VideoError):
                 broken += 1
-                say(f"skipped: {error.message}")
+                say(f"skipped: {frames.message}")
                 continue
+            index.append(i)
             for head, logits in predict(frames).items():
-                order = np.argsort(-softmax(logits).mean(0), kind="stable")
-                label = clip.labels[head]
-                hits[head].append((bool(order[0] == label), bool(label in order[:5])))
-    if broken == len(catalogue):
+                probabilities[head].append(softmax(logits).mean(0))
+                wanted[head].append(numbers[head][catalogue.labels(head)[i]])
+    if not index:
         raise DataError("no validation clip decodes", "look at them with: dtkd-edge data check")
-    heads = {}
-    for head, pairs in hits.items():
-        heads[head] = {"top1": float(np.mean([a for a, _ in pairs]))}
-        if len(labels[head]) > 5:
-            heads[head]["top5"] = float(np.mean([b for _, b in pairs]))
-    return {
+    with np.errstate(divide="ignore"):  # a probability of 0 is a score of -inf
+        logs = {head: np.log(np.stack(rows)) for head, rows in probabilities.items()}
+    scores = Scores(logs, {head: np.array(own) for head, own in wanted.items()}, index=np.array(index))
+    parts = {part: scores.part(masks) for part, masks in catalogue.parts.items()}
+    result = {
         "target": name,
         "views": f"{views[0]}x{views[1]}",
-        "n": len(catalogue) - broken,
+        "n": len(scores),
         "broken": broken,
-        "heads": heads,
+        **({"unknown": unknown} if unknown else {}),
+        "heads": {head: _row(scores, head) for head in scores.heads},
+        **({"parts": parts} if parts else {}),
     }
+    return result, scores, labels
+
+
+def _read_ahead(
+    catalogue: Catalogue, numbers: list[int], preprocess: Preprocess, views: tuple[int, int]
+) -> Iterator[tuple[int, NDArray[np.uint8] | VideoError]]:
+    """Clips as model input, in order, read by threads a few clips ahead (the decoder lets go of the interpreter lock)."""
+
+    def read(number: int) -> NDArray[np.uint8] | VideoError:
+        clip = catalogue[number]
+        try:
+            return read_input(
+                clip.open(), preprocess, temporal_views=views[0], spatial_views=views[1], start=clip.start, end=clip.end
+            )
+        except VideoError as error:
+            return error
+
+    workers = min(len(os.sched_getaffinity(0)), 8)
+    with ThreadPoolExecutor(workers, thread_name_prefix="eval") as pool:
+        ahead: deque[tuple[int, Future[NDArray[np.uint8] | VideoError]]] = deque()
+        try:
+            for number in numbers:
+                ahead.append((number, pool.submit(read, number)))
+                if len(ahead) > workers:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            while ahead:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _row(scores: Scores, head: str) -> dict[str, float]:
+    row = {"top1": scores.accuracy(head)}
+    if scores.classes(head) > 5:
+        row["top5"] = scores.accuracy(head, 5)
+    if head in scores.labels:
+        row["mean_class"] = scores.mean_class_accuracy(head)
+    return row
+
+
+def _match(labels: dict[str, list[str]], classes: dict[str, list[str]], name: str) -> dict[str, list[int]]:
+    """For each head the model's class number of each of the data set's classes, by name; -1 where it has none."""
+    numbers: dict[str, list[int]] = {}
+    for head, own in labels.items():
+        known = {label: i for i, label in enumerate(own)}
+        numbers[head] = [known.get(label, -1) for label in classes.get(head, [])]
+        if max(numbers[head], default=-1) < 0:
+            raise DataError(
+                f"{name}: none of its {len(own)} classes of head {head} is among the data set's {len(classes.get(head, []))}",
+                "evaluate on the data that it was trained for",
+            )
+        strange = [label for label, number in zip(classes[head], numbers[head], strict=True) if number < 0]
+        if strange:
+            say(f"{name}: does not know {len(strange)} of the data set's {len(classes[head])} classes, such as {strange[0]!r}")
+    return numbers
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from deploy_cases import write_counter
+from deploy_cases import edit_manifest, write_counter
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -217,9 +217,7 @@ def test_cuda_that_is_not_here(run_folder: Path) -> None:
 def test_what_a_device_cannot_run_is_a_row(run_folder: Path, onnx_artifact: Path) -> None:
     engine = run_folder / "export" / "tensorrt-fp16"
     shutil.copytree(onnx_artifact, engine)
-    manifest = json.loads((engine / "manifest.json").read_text(encoding="utf-8"))
-    manifest["target"] = "tensorrt"
-    (engine / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    edit_manifest(engine, target="tensorrt")
     rows = bench([run_folder], device="cpu", scenarios=["single-stream"], clips=0, **QUICK)
     states = {r.target: (r.status, r.reason) for r in rows}
     assert states["onnx"] == ("ok", None)

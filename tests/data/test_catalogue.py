@@ -190,6 +190,14 @@ def test_any_text_is_a_list_or_a_clear_error(tmp_path_factory: pytest.TempPathFa
         assert error.hint
 
 
+def test_clips_that_stand_in_a_list_twice_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path, ["a.mp4", "b.mp4"])
+    text = "path,label,start\na.mp4,run,\nb.mp4,walk,\na.mp4,run,1\na.mp4,walk,\na.mp4,run,1\n"
+    assert len(open_split(csv_set(tmp_path, text, val="list.csv"), "train")) == 5
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].endswith("list.csv:5: a.mp4 stands in line 2 already, with another label (2 such lines in all)")
+
+
 def test_a_label_only_in_val(tmp_path: Path) -> None:
     tree(tmp_path, ["a.mp4"])
     (tmp_path / "val.csv").write_text("a.mp4,run\na.mp4,fly\n")

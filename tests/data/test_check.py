@@ -10,9 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import official_trees as trees
 import pytest
+from PIL import Image
 
-from dtkd_edge.data.command import check
+from dtkd_edge.data import check as module
+from dtkd_edge.data.catalogue import Clip
+from dtkd_edge.data.check import check
+from dtkd_edge.data.motion import write_video
 from dtkd_edge.errors import DataError, RecipeError
 
 
@@ -56,6 +62,91 @@ def test_broken_files_and_copies_are_named(broken_folder: Path, capfd: pytest.Ca
     assert "empty.mp4: the file is empty" in err
     with pytest.raises(DataError, match=r"10 of 27 files are broken, more than data\.max_broken = 0\.05"):
         check("folder", overrides=override[:1], json=None)
+
+
+def test_an_interrupted_check_goes_on(
+    broken_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DTKD_EDGE_CACHE", str(cache))
+    overrides = [f"data.root={broken_folder}", "data.max_broken=1"]
+    real, names, limit = module.read_through, [], [6]
+
+    def counting(clip: Clip) -> module.Read:
+        if len(names) == limit[0]:
+            raise KeyboardInterrupt
+        names.append(clip.path.name)
+        return real(clip)
+
+    monkeypatch.setattr(module, "read_through", counting)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: {0})
+    with pytest.raises(KeyboardInterrupt):
+        check("folder", overrides=overrides, json=None)
+    journal = next(cache.glob("check-*.jsonl"))
+    with journal.open("a") as stream:
+        stream.write('["half a li')  # a kill in the middle of a line
+    before, names[:], limit[:] = list(names), [], [99]
+    changed = broken_folder / "a/a1.mp4"
+    assert changed.name in before
+    changed.write_bytes(changed.read_bytes() + b"\0" * 8)
+    result = check("folder", overrides=overrides, json=None)
+    assert set(names) == {"a1.mp4"} | ({p.name for p in broken_folder.rglob("*.mp4")} - set(before))
+    assert "going on with an interrupted check: 6 files are read already" in capfd.readouterr().err
+    assert result["train"]["files"] + result["val"]["files"] == 13
+    assert not journal.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    motion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DTKD_EDGE_CACHE", str(tmp_path / "file/cache"))
+    assert check("folder", overrides=[f"data.root={motion_folder}"], json="-")["train"]["files"] == 40
+
+
+def test_contact_sheet(motion_folder: Path, tmp_path: Path) -> None:
+    colors = {"red": (200, 20, 20), "blue [x]": (20, 20, 200)}
+    for name, color in colors.items():
+        for i in range(8):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            write_video(tmp_path / "set" / name / f"{i}.mp4", np.full((5, 48, 64, 3), color, np.uint8), 10)
+    (tmp_path / "set/red/0.mp4").write_bytes(b"")
+    check("folder", overrides=[f"data.root={tmp_path / 'set'}", "data.max_broken=1"], json="-", sheet=tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as opened:
+        picture = np.asarray(opened)
+    for row, name in enumerate(sorted(colors)):
+        line = picture[4 + row * 100 + 48]
+        shown = [line[220 + column * 132 + 64] for column in range(6)]
+        near = [np.abs(pixel.astype(int) - colors[name]).max() < 30 for pixel in shown]
+        assert sum(near) >= 5  # of eight clips one or two are held out, one is broken
+        assert picture[row * 100 + 4 : row * 100 + 100, :220].min() < 100  # its name
+
+
+def test_raw_frames_are_checked_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = trees.epic100(tmp_path / "set", frames=True, clips=3)
+    names = [f"data.root={root}", "data.frame_names=frame_%010d.jpg"]
+    result = check("epic100", overrides=names, json=None)
+    assert result["train"]["files"] == 6 and result["train"]["frames"]["max"] <= 21
+    assert result["train"]["clips_per_class"]["verb"] == {"take": 2, "put": 2, "wash": 2, "open": 0}
+    assert result["on_both_sides"]  # the miniature set has the same pixels everywhere
+    (root / "EPIC-KITCHENS/P01/rgb_frames/P01_01/frame_0000000005.jpg").unlink()
+    (root / "EPIC-KITCHENS/P02/rgb_frames/P02_101/frame_0000000040.jpg").write_bytes(b"no picture")
+    broken = check("epic100", overrides=[*names, "data.max_broken=1"], json=None)["train"]["broken"]
+    assert list(broken.values()) == [
+        "frame_0000000005.jpg: no such frame",
+        "frame_0000000040.jpg: not a picture: cannot identify image file",
+    ]
+
+
+def test_clips_past_the_end_of_their_file(tmp_path: Path) -> None:
+    root = trees.epic100(tmp_path / "set", clips=3)
+    trees.video(root / "EPIC-KITCHENS/P02/videos/P02_101.MP4", frames=15, rate=20)
+    result = check("epic100", overrides=[f"data.root={root}"], json=None)
+    assert len(result["train"]["past_the_end"]) == 1
+    assert result["train"]["past_the_end"][0].endswith("P02_101.MP4: starts at 1 s, the file has 0.8 s")
 
 
 def test_overrides_are_checked() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dtkd_edge.artifact import Manifest, new_artifact, now
+from dtkd_edge.artifact import Artifact, Manifest, new_artifact, now
 
 FRAMES, SIZE, CLASSES = 8, 40, 8
 LABELS = ["left", "right", "up", "down", "turn cw", "turn ccw", "zoom in", "zoom out"]
@@ -29,6 +29,12 @@ def manifest(target: str, *, batch: int = 1, **changes: Any) -> Manifest:
         "labels": {"action": LABELS},
     }
     return Manifest.model_validate({**values, **changes})
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    """Give an artefact another manifest, whole and sealed, as if it had been exported like that."""
+    artifact = Artifact.open(folder)
+    artifact.rewrite_manifest(Manifest.model_validate({**artifact.manifest.to_json(), **changes}))
 
 
 def write_mp4(path: Path, *, frames: int = 60, size: tuple[int, int] = (160, 120), fps: int = 30, seed: int = 0) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deploy_cases import LABELS, write_mp4
+from deploy_cases import LABELS, edit_manifest, write_mp4
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -74,8 +74,7 @@ def test_load_takes_the_newest_artefact_of_a_run_that_opens_here(
     (run / "recipe.yaml").write_text("{}")
     newer = run / "export" / "tensorrt-fp16"
     shutil.copytree(onnx_artifact, newer)
-    text = (newer / "manifest.json").read_text().replace('"target": "onnx"', '"target": "tensorrt"')
-    (newer / "manifest.json").write_text(text)
+    edit_manifest(newer, target="tensorrt")
     os.utime(newer / "manifest.json", (2e9, 2e9))
     with dtkd_edge.load(run) as classifier:
         assert classifier.artifact.folder.name == "onnx-fp32"
@@ -91,10 +90,8 @@ def test_who_runs_an_unverified_artefact_is_told(onnx_artifact: Path, tmp_path: 
     import shutil
 
     folder = shutil.copytree(onnx_artifact, tmp_path / "onnx-fp32")
-    manifest = json.loads((folder / "manifest.json").read_text())
     figures = {"reference": "torch", "clips": 1, "max_abs": 9.0, "mean_abs": 9.0, "top1_agreement": 0.0, "tolerance": 1e-4}
-    manifest["verify"] = {"passed": False, **figures}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(folder, verify={"passed": False, **figures})
     with dtkd_edge.load(folder, device="cpu") as classifier:
         assert "NOT VERIFIED" in str(classifier)
 

@@ -1,8 +1,6 @@
 """RKD against triple loops in numpy, its gradients, and equal features."""
 
 import itertools
-import os
-import socket
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from dtkd_edge.distill.rkd import gather_batch, relational_loss
+from dtkd_edge.distill.rkd import relational_loss
 
 
 def huber(error):
@@ -105,45 +103,3 @@ def test_under_autocast_it_is_computed_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         got = relational_loss(student, teacher)
     assert got.dtype == torch.float32 and torch.equal(got, want)
-
-
-def test_gathering_is_the_identity_in_one_process():
-    x = torch.randn(3, 4)
-    assert gather_batch(x) is x
-
-
-def _rank(rank, world, port, features, teacher, queue):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    part = slice(rank * len(features) // world, (rank + 1) * len(features) // world)
-    mine = features[part].clone().requires_grad_()
-    loss = relational_loss(gather_batch(mine), gather_batch(teacher[part]))
-    loss.backward()
-    queue.put((rank, loss.item(), mine.grad.tolist()))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_ranks_see_the_whole_batch():
-    """Every rank has the whole batch's loss, and `world` times its gradient, which data-parallel averaging divides again."""
-    features, teacher = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
-    whole = features.clone().requires_grad_()
-    want = relational_loss(whole, teacher)
-    want.backward()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    ranks = [context.Process(target=_rank, args=(r, 2, port, features, teacher, queue)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    results = sorted(queue.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    for rank, loss, gradient in results:
-        assert loss == pytest.approx(want.item(), rel=1e-12)
-        assert torch.allclose(torch.tensor(gradient, dtype=torch.float64), 2 * whole.grad[3 * rank : 3 * rank + 3])

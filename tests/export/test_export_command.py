@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from export_runs import write_run
 
-from dtkd_edge.artifact import Artifact, new_artifact
+from dtkd_edge.artifact import Artifact, digest, new_artifact
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import ArtifactError, CheckpointError, InputError, MissingDependency, UsageError, VerificationError
 from dtkd_edge.export import verify
@@ -100,11 +100,11 @@ def test_an_engine_is_not_built_elsewhere(run: Path, tmp_path: Path) -> None:
 
 
 def test_openvino_that_cannot_write_names_the_folder(onnx_artifact: Path, tmp_path: Path) -> None:
-    from dtkd_edge.export.openvino import write_ir
+    from dtkd_edge.export.openvino import convert, write_ir
 
     (tmp_path / "model.xml").mkdir()  # what a full disk is like to OpenVINO: a RuntimeError
     with pytest.raises(InputError, match=f"{tmp_path}: OpenVINO cannot write there") as caught:
-        write_ir(onnx_artifact / "model.onnx", tmp_path, precision="fp32", entries={})
+        write_ir(convert(onnx_artifact / "model.onnx"), tmp_path, precision="fp32", entries={})
     assert "disk full" in caught.value.hint
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_graph_is_found_later_too(onnx_artifact: Path, tmp_path: Path) -
         export(folder, verify_only=True)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["model.onnx"] = sha256(folder / "model.onnx")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest(manifest)}))
     with pytest.raises(VerificationError):
         export(folder, verify_only=True)
 

@@ -62,6 +62,12 @@ def test_a_model_declares_the_roles_it_is_registered_with() -> None:
             assert model.info.roles == entry.roles
 
 
+def test_an_option_that_a_model_does_not_have_is_named() -> None:
+    with pytest.raises(RecipeError, match="x3d_s: it has no option pad_type") as caught:
+        create_model("x3d_s", 3, pad_type="same")
+    assert "take it out" in caught.value.hint
+
+
 def test_unknown_model_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match="tsm_tiny"):
         create_model("tsn_tiny", 3)

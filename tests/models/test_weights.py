@@ -72,8 +72,9 @@ def test_unreadable_files(tmp_path: Path, content: bytes) -> None:
     for suffix in (".pth", ".safetensors"):
         file = tmp_path / f"bad{suffix}"
         file.write_bytes(content)
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match=r"not readable as weights: .* ") as caught:  # words, not a byte's number
             load_weights(create_model("tsm_tiny", 4), str(file))
+        assert "state dict" in caught.value.hint
     with pytest.raises(CheckpointError, match="no such"):
         load_weights(create_model("tsm_tiny", 4), str(tmp_path / "absent.pth"))
 

@@ -13,7 +13,7 @@ from dtkd_edge.recipe import OptimConfig
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
 
 
-@given(total=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["cosine", "constant"]))
+@given(total=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["cosine", "step", "constant"]))
 def test_rate_rises_then_never_rises_again(total: int, warmup: float, schedule: str) -> None:
     config = OptimConfig.model_validate({"warmup": warmup, "schedule": schedule})
     rates = [learning_rate(config, step, total) for step in range(total)]
@@ -28,6 +28,26 @@ def test_cosine_is_half_way_in_the_middle_and_nearly_zero_at_the_end() -> None:
     assert learning_rate(config, 0, 100) == 1.0
     assert math.isclose(learning_rate(config, 50, 100), 0.5)
     assert learning_rate(config, 99, 100) < 1e-3
+
+
+def test_steps_fall_at_their_milestones() -> None:
+    config = OptimConfig(warmup=0.0, schedule="step", milestones=[0.5, 0.75], gamma=0.1)
+    rates = [learning_rate(config, step, 100) for step in (0, 49, 50, 74, 75, 99)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    for wrong in ([0.5, 0.5], [0.0], [0.2, 1.0]):
+        with pytest.raises(ValueError, match="milestones"):
+            OptimConfig(milestones=wrong)
+
+
+def test_layer_decay_lowers_the_rate_block_by_block() -> None:
+    model = create_model("vit_tubelet_tiny", 4, frames=8, size=32)
+    optimizer = make_optimizer(OptimConfig(lr=0.1, layer_decay=0.5, head_lr=2), model, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rate = {name: rates[id(p)] for name, p in model.named_parameters()}
+    blocks = [rate[f"encoder.layers.{i}.linear1.weight"] for i in range(4)]
+    assert blocks == pytest.approx([0.1 * 0.5 ** (4 - i) for i in range(4)])
+    assert rate["head.linear.action.weight"] == pytest.approx(0.2)
+    assert rate["position"] == min(rate.values())
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

@@ -24,10 +24,11 @@ from dtkd_edge.recipe import AugmentConfig, DistillConfig
 from dtkd_edge.train import loop, teacher_cache
 from dtkd_edge.train.checkpoint import TrainState, save_state
 from dtkd_edge.train.command import train
+from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.teacher_cache import TeacherCache, cache_key
 
 HEADS = {"action": 8}
-CPU = torch.device("cpu")
+CPU = Engine("cpu")
 
 
 @pytest.fixture

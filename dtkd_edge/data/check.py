@@ -1,0 +1,298 @@
+"""`dtkd-edge data check`: read a data set through from end to end. No torch.
+
+Files are read by threads (the decoder lets go of the interpreter lock). What is read is kept in a journal below the cache folder
+until the check ends: one that was interrupted goes on where it stopped. A file that has changed since is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json as json_
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from dtkd_edge import recipe
+from dtkd_edge.console import print_table, progress, say, write_result
+from dtkd_edge.data.catalogue import SETS, Catalogue, Clip, open_split
+from dtkd_edge.errors import DataError, VideoError
+from dtkd_edge.files import cache_folder, sha256
+from dtkd_edge.frames import FrameFolder
+from dtkd_edge.recipe import DataConfig
+from dtkd_edge.video import Source
+
+CHUNK = 32  # frames decoded at a time, so that a long video does not fill the memory
+
+
+@dataclass
+class Read:
+    """What reading one file through has shown."""
+
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+    sha256: str = ""
+    broken: str = ""
+
+
+def read_through(clip: Clip) -> Read:
+    """Decode every frame of the file, or of the raw frames, that a clip is cut out of."""
+    found = Read()
+    start = time.perf_counter()
+    path = clip.path
+    try:
+        video = clip.open()
+        found.fps = video.fps
+        for first in range(0, len(video), CHUNK):
+            frames = video.read(np.arange(first, min(first + CHUNK, len(video))))
+            found.height, found.width = frames.shape[1:3]
+            found.frames += len(frames)
+        found.seconds = time.perf_counter() - start
+        found.sha256 = _digest(video)
+    except VideoError as error:
+        found.broken = error.message.removeprefix(f"{path}: ").removeprefix(f"{path.parent}/")
+    except OSError as error:
+        found.broken = error.strerror or str(error)
+    return found
+
+
+def _digest(source: Source) -> str:
+    if not isinstance(source, FrameFolder):
+        return sha256(source.path)
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.file(index).read_bytes())
+    return digest.hexdigest()
+
+
+def name_of(clip: Clip) -> str:
+    """The file that a clip is cut out of; of raw frames the folder, and which of them."""
+    if clip.frames is None:
+        return str(clip.path)
+    first, count = clip.frames.first, clip.frames.count
+    return str(clip.path.parent) + (f" [{first} to {first + count - 1}]" if count else "")
+
+
+def check(source: str, *, overrides: list[str], json: str | None, sheet: Path | None = None) -> dict[str, Any]:
+    """Read every clip of a recipe's data set: counts, balance, broken files, files on both sides, decoding speed.
+
+    source: a recipe's name or file, or a kind of data set with its defaults (folder, csv, hmdb51, …). sheet: where to write a
+    picture with a few frames of every class. Raises DataError, after the report, where more than data.max_broken of the files
+    are broken.
+    """
+    config = data_config(source, overrides)
+    sides = {"train": open_split(config, "train"), "val": open_split(config, "val")}
+    reads: dict[str, dict[str, Read]] = {}
+    start = time.perf_counter()
+    with _journal(config) as journal:
+        for side, catalogue in sides.items():
+            reads[side] = _read_all(side, catalogue, journal)
+    wall = time.perf_counter() - start
+    report = {side: _summary(sides[side], reads[side]) for side in sides}
+    frames = sum(read.frames for read in journal.new if not read.broken)
+    result: dict[str, Any] = {
+        "kind": config.kind,
+        "root": str(sides["train"].root),
+        "classes": {head: len(names) for head, names in sides["train"].classes.items()},
+        **report,
+        "on_both_sides": _on_both_sides(reads["train"], reads["val"]),
+        "decode": {
+            "seconds": round(wall, 2),
+            "frames_per_second_all_cores": round(frames / wall, 1),
+            "frames_per_second_one_thread": round(frames / max(sum(read.seconds for read in journal.new), 1e-9), 1),
+        },
+    }
+    if sheet is not None:
+        from dtkd_edge.data.sheet import write_sheet
+
+        broken_names = {name for found in reads.values() for name, read in found.items() if read.broken}
+        write_sheet(sheet, sides["train"], lambda clip: name_of(clip) not in broken_names)
+    if json is not None:
+        write_result(result, json)
+    if json != "-":
+        _print(result, sides["train"])
+    if sheet is not None:
+        say(f"contact sheet: {sheet}")
+    broken = sum(len(report[side]["broken"]) for side in sides)
+    total = sum(report[side]["files"] for side in sides)
+    if broken > config.max_broken * total:
+        raise DataError(
+            f"{sides['train'].root}: {broken} of {total} files are broken, more than data.max_broken = {config.max_broken:g}",
+            "repair or remove them, or raise data.max_broken",
+        )
+    return result
+
+
+class _Journal:
+    """What has been read, by name of the file; appended to while it is being read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.new: list[Read] = []
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[list[int], Read]] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+                try:
+                    name, state, read = json_.loads(line)
+                    self._kept[name] = (state, Read(**read))
+                except (ValueError, TypeError):  # a kill in the middle of a line
+                    continue
+            if self._kept:
+                say(f"going on with an interrupted check: {len(self._kept)} files are read already")
+        self.stream: TextIO | None = None
+        with suppress(OSError):  # where nothing can be written, an interrupted check begins anew
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = path.open("a", encoding="utf-8", errors="surrogateescape")
+
+    def read(self, clip: Clip) -> Read:
+        name, state = name_of(clip), state_of(clip)
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        read = read_through(clip)
+        with self._lock:
+            self.new.append(read)
+            if self.stream is not None:
+                self.stream.write(json_.dumps([name, state, asdict(read)]) + "\n")
+                self.stream.flush()
+        return read
+
+
+@contextmanager
+def _journal(config: DataConfig) -> Iterator[_Journal]:
+    """The journal of this data set's check; it is removed when the check ends."""
+    path = cache_folder() / f"check-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]}.jsonl"
+    journal = _Journal(path)
+    with journal.stream or nullcontext():
+        yield journal
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def state_of(clip: Clip) -> list[int]:
+    """Changes when the file does."""
+    try:
+        found = (clip.path if clip.frames is None else clip.path.parent).stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
+def data_config(source: str, overrides: list[str]) -> DataConfig:
+    """The data section of a recipe. Where no recipe has that name, the kind of a data set stands for its defaults."""
+    if source not in SETS or source in recipe.shipped() or Path(source).exists():
+        return recipe.load(source, overrides).data
+    return recipe.data_section({"kind": source}, overrides, source)
+
+
+def _read_all(side: str, catalogue: Catalogue, journal: _Journal) -> dict[str, Read]:
+    """Every file of one side once, by name."""
+    files = {name_of(clip): clip for clip in (catalogue[i] for i in range(len(catalogue)))}
+    names = sorted(files)
+    with progress(side, len(names)) as bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = {}
+        try:
+            for name, read in zip(names, pool.map(lambda name: journal.read(files[name]), names), strict=True):
+                found[name] = read
+                bar.advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return found
+
+
+def _summary(catalogue: Catalogue, reads: dict[str, Read]) -> dict[str, Any]:
+    good = [read for read in reads.values() if not read.broken]
+    balance = {
+        head: dict(zip(names, np.bincount(catalogue.labels(head), minlength=len(names)).tolist(), strict=True))
+        for head, names in catalogue.classes.items()
+    }
+    return {
+        "clips": len(catalogue),
+        "files": len(reads),
+        "broken": {name: read.broken for name, read in reads.items() if read.broken},
+        "past_the_end": list(_past_the_end(catalogue, reads)),
+        "frames": _range([read.frames for read in good]),
+        "fps": _range([round(read.fps, 3) for read in good]),
+        "width": _range([read.width for read in good]),
+        "height": _range([read.height for read in good]),
+        "clips_per_class": balance,
+        "copies": _copies(reads),
+    }
+
+
+def _past_the_end(catalogue: Catalogue, reads: dict[str, Read]) -> Iterable[str]:
+    """Clips that begin where their file has ended: its list belongs to another copy, or the file is cut off."""
+    for clip in (catalogue[i] for i in range(len(catalogue))):
+        if clip.start:
+            read = reads[name_of(clip)]
+            if not read.broken and read.fps > 0 and clip.start >= read.frames / read.fps:
+                yield f"{clip.path}: starts at {clip.start:g} s, the file has {read.frames / read.fps:.1f} s"
+
+
+def _range(values: list[Any]) -> dict[str, Any] | None:
+    return {"min": min(values), "median": float(np.median(values)), "max": max(values)} if values else None
+
+
+def _copies(reads: dict[str, Read]) -> list[list[str]]:
+    """Files of one side that have the same content."""
+    same = defaultdict(list)
+    for name, read in reads.items():
+        if read.sha256:
+            same[read.sha256].append(name)
+    return [names for names in same.values() if len(names) > 1]
+
+
+def _on_both_sides(train: dict[str, Read], val: dict[str, Read]) -> list[list[str]]:
+    """Training and validation files of the same content: what makes an accuracy look better than it is."""
+    seen = {read.sha256: name for name, read in train.items() if read.sha256}
+    return [[seen[read.sha256], name] for name, read in val.items() if read.sha256 in seen]
+
+
+def _print(result: dict[str, Any], train: Catalogue) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{result['kind']}: {result['root']}")
+    table.add_column("")
+    for side in ("train", "val"):
+        table.add_column(side, justify="right")
+    sides = [result[side] for side in ("train", "val")]
+    table.add_row("clips", *(str(side["clips"]) for side in sides))
+    table.add_row("broken files", *(str(len(side["broken"])) for side in sides))
+    table.add_row("clips past the end of their file", *(str(len(side["past_the_end"])) for side in sides))
+    table.add_row("copies of another file", *(str(sum(len(c) - 1 for c in side["copies"])) for side in sides))
+    for key in ("frames", "fps", "width", "height"):
+        table.add_row(f"{key}, min – median – max", *(_span(side[key]) for side in sides))
+    for head, names in train.classes.items():
+        table.add_section()
+        rows = sorted(names, key=lambda name: -sides[0]["clips_per_class"][head][name])
+        shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
+        for name in shown:
+            table.add_row(f"{head}: {name}", *(str(side["clips_per_class"][head][name]) for side in sides))
+        if len(rows) > len(shown):
+            table.add_row(f"… {len(rows) - len(shown)} more in between", "", "")
+    print_table(table)
+    for side, found in zip(("train", "val"), sides, strict=True):
+        for path, why in found["broken"].items():
+            say(f"{side}: broken: {path}: {why}")
+        for where in found["past_the_end"]:
+            say(f"{side}: past the end: {where}")
+    for one, other in result["on_both_sides"]:
+        say(f"on both sides: {one} is {other}")
+    say(f"decoded at {result['decode']['frames_per_second_all_cores']:.0f} frames/s on all cores")
+
+
+def _span(values: dict[str, Any] | None) -> str:
+    return "–" if values is None else f"{values['min']:g} – {values['median']:g} – {values['max']:g}"

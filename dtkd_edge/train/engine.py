@@ -1,0 +1,104 @@
+"""Processes, precision and gradients of a training: what a loop over batches needs to know about the machine.
+
+One process is the ordinary case. Started by `torchrun` or `accelerate launch`, every process (rank) takes a share of each batch,
+gradients are averaged over ranks, and rank 0 alone writes and speaks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from dtkd_edge.errors import MissingDevice, RecipeError
+
+T = TypeVar("T")
+Precision = Literal["fp32", "bf16", "fp16"]
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Engine:
+    """The device of this process, its place among the others, and the precision that networks run in.
+
+    device:    auto, cpu or cuda; with several processes each has a GPU of its own, or all share the CPU
+    precision: fp32, or bf16 / fp16 autocast; weights, optimiser and losses stay in float32
+    """
+
+    def __init__(self, device: str = "auto", precision: Precision = "fp32") -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
+        cpu = device == "cpu" or not torch.cuda.is_available()
+        self.rank, self.world = 0, int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world > 1:
+            from accelerate import PartialState
+
+            state = PartialState(cpu=cpu)  # joins the others: torchrun's, accelerate's, Slurm's or MPI's variables
+            self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
+        else:
+            self.device = torch.device("cpu" if cpu else "cuda")
+        self.precision = precision
+        if precision == "fp16" and self.device.type == "cpu":
+            raise RecipeError("precision: fp16 trains on GPUs only", "--set precision=bf16, or fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _HALF[self.precision])
+
+    def distribute(self, task: nn.Module) -> nn.Module:
+        """The module to call: the task itself, or the task in a wrapper that averages gradients over ranks. Batch norms of
+        several GPUs share their statistics; torch has no such batch norm for CPUs, where each rank keeps its own."""
+        if self.world == 1:
+            return task
+        if self.device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(task)
+            return nn.parallel.DistributedDataParallel(task, device_ids=[self.device.index])
+        return nn.parallel.DistributedDataParallel(task)
+
+    @contextmanager
+    def accumulating(self, module: nn.Module, more: bool) -> Iterator[None]:
+        """Leave the averaging over ranks to the last of several backward passes."""
+        quiet = more and isinstance(module, nn.parallel.DistributedDataParallel)
+        with module.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+            yield
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over ranks."""
+        if self.world > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+            value /= self.world
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """A picklable value of every rank, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        return self.gather(value)[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def close(self) -> None:
+        if self.world > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()

@@ -1,0 +1,195 @@
+"""Scores from logits and labels: top-k, mean class accuracy, confusion, EPIC-KITCHENS' actions. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dtkd_edge.files import atomic_path, write_text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Floats = NDArray[Any]  # float32 or float64
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+PAIR = ("verb", "noun")  # heads that together name an action
+CANDIDATES = 100  # best verbs, and best nouns, whose pairs are ranked
+CHUNK = 128  # clips whose pairs are ranked at a time: 128 × 97 × 100 numbers
+
+
+@dataclass
+class Scores:
+    """Per head: logits `[n, K]` (or log-probabilities) and labels `[n]`, in the catalogue's order; broken clips are left out, and
+    said in `broken`. index: the clips' numbers in the catalogue."""
+
+    logits: Mapping[str, Floats]
+    labels: Mapping[str, Ints]
+    broken: list[str] = field(default_factory=list)
+    index: Ints | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[Scores]) -> Scores:
+        """Of several parts of a catalogue, in their order."""
+        heads = parts[0].logits
+        numbers = [part.index for part in parts if part.index is not None]
+        return cls(
+            {head: np.concatenate([part.logits[head] for part in parts]) for head in heads},
+            {head: np.concatenate([part.labels[head] for part in parts]) for head in heads},
+            [why for part in parts for why in part.broken],
+            np.concatenate(numbers) if len(numbers) == len(parts) else None,
+        )
+
+    def __len__(self) -> int:
+        return len(next(iter(self.labels.values())))
+
+    def ranks(self, head: str) -> Ints:
+        """Place of every clip's label among the logits, 0 the highest; of equal ones the lower class number stands first.
+        `action`, where the heads are verb and noun: the place of the pair (see pair_ranks)."""
+        if head == "action" and head not in self.logits:
+            verb, noun = PAIR
+            return pair_ranks(self.logits[verb], self.logits[noun], self.labels[verb], self.labels[noun])
+        logits, labels = self.logits[head], self.labels[head]
+        own = np.take_along_axis(logits, labels[:, None], 1)
+        lower = np.arange(logits.shape[1]) < labels[:, None]
+        # `not below`, so that what is not a number never makes a label look right
+        before = ~(logits < own) & ~((logits == own) & ~lower)
+        return before.sum(1).astype(np.int64)
+
+    def accuracy(self, head: str, k: int = 1) -> float:
+        """Share of clips whose label is among the k highest logits."""
+        return _share(self.ranks(head) < k)
+
+    @property
+    def heads(self) -> list[str]:
+        """The model's heads, and `action` where they are verb and noun."""
+        return [*self.logits, *(["action"] if set(PAIR) == set(self.logits) else [])]
+
+    def classes(self, head: str) -> int:
+        """How many answers a head can give."""
+        return self.logits[head].shape[1] if head in self.logits else int(np.prod([self.logits[h].shape[1] for h in PAIR]))
+
+    def table(self) -> dict[str, float]:
+        """`{head}_top1`, `{head}_top5` (where there are more than five classes) and `n`."""
+        out: dict[str, float] = {}
+        for head in self.heads:
+            ranks = self.ranks(head)
+            out[f"{head}_top1"] = _share(ranks < 1)
+            if self.classes(head) > 5:
+                out[f"{head}_top5"] = _share(ranks < 5)
+        out["n"] = len(self)
+        return out
+
+    @property
+    def top1(self) -> float:
+        """Mean over heads."""
+        return float(np.mean([self.accuracy(head) for head in self.logits]))
+
+    def mean_class_accuracy(self, head: str) -> float:
+        """Top-1 of every class that has clips, averaged over those classes."""
+        right = self.ranks(head) < 1
+        labels = self.labels[head]
+        clips = np.bincount(labels)
+        hits = np.bincount(labels, weights=right, minlength=len(clips))
+        return float((hits[clips > 0] / clips[clips > 0]).mean()) if len(labels) else 0.0
+
+    def confusion(self, head: str) -> Ints:
+        """`[K, K]` clips by label (rows) and prediction (columns)."""
+        count = self.logits[head].shape[1]
+        matrix = np.zeros((count, count), np.int64)
+        if len(self):
+            np.add.at(matrix, (self.labels[head], np.argmax(self.logits[head], 1)), 1)
+        return matrix
+
+    def part(self, masks: Mapping[str, Mask]) -> dict[str, dict[str, float]]:
+        """Top-1 of some of the clips, `{head: {"top1", "n"}}`; masks: which ones, per head, by the catalogue's numbers. Heads for
+        which there are none are left out."""
+        out: dict[str, dict[str, float]] = {}
+        for head in self.heads:
+            if head in masks:
+                chosen = masks[head] if self.index is None else masks[head][self.index]
+                if chosen.any():
+                    out[head] = {"top1": _share((self.ranks(head) < 1)[chosen]), "n": int(chosen.sum())}
+        return out
+
+
+def pair_ranks(verb_scores: Floats, noun_scores: Floats, verbs: Ints, nouns: Ints, candidates: int = CANDIDATES) -> Ints:
+    """Place `[n]` of the true (verb, noun) among the pairs of the best `candidates` verbs and nouns, 0 the highest.
+
+    A pair scores the product of the two softmaxes over those candidates, which is the order of the sums of logits. Equal ones
+    stand before the true pair. A label that is no candidate comes after all pairs. Source: EPIC-KITCHENS-100's action recognition
+    challenge (epic-kitchens/C1-Action-Recognition, utils/scoring.py and metrics.py).
+    """
+    verb_scores, noun_scores = (np.asarray(s, np.float64) for s in (verb_scores, noun_scores))
+    ranks = np.empty(len(verbs), np.int64)
+    for at in range(0, len(verbs), CHUNK):
+        rows = slice(at, at + CHUNK)
+        verb, noun = verb_scores[rows], noun_scores[rows]
+        own_verb = np.take_along_axis(verb, verbs[rows, None], 1)
+        own_noun = np.take_along_axis(noun, nouns[rows, None], 1)
+        best_verbs, best_nouns = (-np.sort(-s, 1)[:, :candidates] for s in (verb, noun))
+        pairs = best_verbs[:, :, None] + best_nouns[:, None, :]
+        before = (~(pairs < (own_verb + own_noun)[:, :, None])).sum((1, 2)) - 1
+        out = (own_verb < best_verbs[:, -1:]) | (own_noun < best_nouns[:, -1:])
+        ranks[rows] = np.where(out[:, 0], pairs[0].size, before)
+    return ranks
+
+
+def _share(right: NDArray[np.bool_]) -> float:
+    return float(right.mean()) if len(right) else 0.0
+
+
+def write_confusion(path: Path, matrix: Ints, names: list[str]) -> None:
+    """A confusion matrix as `.csv` (counts), or else as a picture: rows are labels, each scaled to its own number of clips."""
+    if path.suffix.lower() == ".csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["label", *names])
+        writer.writerows([name, *row.tolist()] for name, row in zip(names, matrix, strict=True))
+        write_text(path, text.getvalue())
+        return
+    picture = _picture(matrix, names)
+    with atomic_path(path) as aside:
+        picture.save(aside, format="PNG")
+
+
+def _picture(matrix: Ints, names: list[str]) -> Image:
+    from PIL import Image, ImageDraw, ImageFont
+
+    count = len(names)
+    cell = max(min(900 // count, 40), 2)
+    named = cell >= 9  # smaller rows have no room for a name
+    font = ImageFont.load_default(size=min(cell, 14))
+    left = int(max(font.getlength(name) for name in names)) + 12 if named else 4
+    top, side = 30 + (left if named else 0), cell * count
+    picture = Image.new("RGB", (left + side + 12, top + side + 8), "white")
+    draw = ImageDraw.Draw(picture)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    low, high = np.array([247, 250, 253.0]), np.array([8, 64, 129.0])
+    colors = (low + shares[:, :, None] * (high - low)).round().astype(np.uint8)
+    picture.paste(Image.fromarray(colors).resize((side, side), Image.Resampling.NEAREST), (left, top))
+    title = ImageFont.load_default(size=13)
+    draw.text((8, 6), "rows: label, columns: prediction; a row's cells add up to 1", fill="black", font=title)
+    if named:
+        for i, name in enumerate(names):
+            middle = top + cell * i + cell / 2
+            draw.text((left - 6, middle), name, fill="black", font=font, anchor="rm")
+            turned = Image.new("L", (left, cell), 0)
+            ImageDraw.Draw(turned).text((6, cell / 2), name, fill=255, font=font, anchor="lm")
+            upright = turned.rotate(90, expand=True)
+            picture.paste("black", (left + cell * i, top - left), upright)
+            for j in range(count):
+                if matrix[i, j] and cell >= 20:
+                    where = (left + cell * j + cell / 2, middle)
+                    fill = "white" if shares[i, j] > 0.5 else "black"
+                    draw.text(where, str(matrix[i, j]), fill=fill, font=ImageFont.load_default(size=10), anchor="mm")
+    draw.rectangle((left - 1, top - 1, left + side, top + side), outline="gray")
+    return picture

@@ -1,0 +1,117 @@
+"""What distillation costs beside the networks themselves: one training step, and one with stored teacher outputs.
+
+    python -m dtkd_edge.train.step_cost [RECIPE] [--set A.B=V] [--steps 20] [--device auto] [--classes 8]
+
+With the student, teachers, batch size and precision of the recipe (weights do not matter), on random frames in memory:
+
+    student   forward, cross-entropy, backward, optimiser: `ce`'s step
+    teacher   forward alone, without graph, of either one
+    step      the method's whole step, teachers asked
+    cached    the same with the teachers' outputs given, as from the teacher cache
+
+All take turns, so that a busy machine slows them alike; a turn gives one ratio, printed are the median and the middle half.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dtkd_edge import recipe as recipes
+from dtkd_edge.distill.task import DistillationTask
+from dtkd_edge.models import VideoModel, create_model
+from dtkd_edge.recipe import DistillConfig, ModelConfig, Recipe
+from dtkd_edge.train.engine import Engine
+from dtkd_edge.train.phases import channels_last
+from dtkd_edge.train.schedule import make_optimizer
+
+
+def measure(recipe: Recipe, engine: Engine, steps: int, classes: int) -> dict[str, list[float]]:
+    """Seconds of every turn, by name."""
+
+    def build(config: ModelConfig) -> VideoModel:
+        torch.manual_seed(0)
+        model = create_model(config.model, classes, frames=config.frames, size=config.size, **config.options)
+        return channels_last(model).to(engine.device)
+
+    given = {name: config for name in ("cnn", "vit") if (config := getattr(recipe.teachers, name)) is not None}
+    teachers = {name: build(config) for name, config in given.items()}
+    infos = [build(recipe.student).info, *[t.info for t in teachers.values()]]
+    shape = (max(info.frames for info in infos), max(info.size for info in infos))
+    batch = recipe.train.batch_size
+    frames = torch.randint(0, 256, (batch, shape[0], shape[1], shape[1], 3), dtype=torch.uint8, device=engine.device)
+    labels = {"action": torch.randint(0, classes, (batch,), device=engine.device)}
+
+    def stepper(config: DistillConfig, cached: bool) -> Callable[[], None]:
+        task = channels_last(DistillationTask(build(recipe.student), teachers, config)).to(engine.device).train()
+        optimizer = make_optimizer(recipe.train, task, task.student)
+        with engine.autocast():
+            taught = task.teach(frames) if cached else None
+
+        def step() -> None:
+            with engine.autocast():
+                loss = task(frames, labels, taught=taught)["loss"]
+            engine.scaler.scale(loss).backward()
+            engine.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], 5.0)
+            engine.scaler.step(optimizer)
+            engine.scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    everything = DistillationTask(build(recipe.student), teachers, recipe.distill).to(engine.device)
+
+    def asker(name: str) -> Callable[[], None]:
+        def ask() -> None:
+            with engine.autocast():
+                everything.teach(frames, only={name})
+
+        return ask
+
+    turns: dict[str, Callable[[], None]] = {"student": stepper(DistillConfig(method="ce"), False)}
+    turns |= {f"teacher {name}": asker(name) for name in everything.teachers}
+    turns |= {"step": stepper(recipe.distill, False), "cached": stepper(recipe.distill, True)}
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(steps + 3):
+        for name in turns if number % 2 else reversed(turns):
+            began = time.perf_counter()
+            turns[name]()
+            if engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 3:  # the first ones warm up
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="quickstart")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--classes", type=int, default=8)
+    options = parser.parse_args()
+    recipe = recipes.load(options.recipe, options.overrides)
+    engine = Engine(options.device, recipe.precision)
+    seconds = {name: np.array(values) for name, values in measure(recipe, engine, options.steps, options.classes).items()}
+    print(
+        f"{recipe.name}, {recipe.distill.method}: batches of {recipe.train.batch_size}, {recipe.precision}, {engine.device.type}"
+    )
+    for name, values in seconds.items():
+        print(f"{name:12s} {1e3 * np.median(values):9.2f} ms")
+    parts = sum(values for name, values in seconds.items() if name == "student" or name.startswith("teacher"))
+    for name, ratio in {
+        "step / parts": seconds["step"] / parts,
+        "cached / student": seconds["cached"] / seconds["student"],
+    }.items():
+        low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+        print(f"{name:18s} {middle:6.3f}   ({low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()

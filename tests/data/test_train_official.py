@@ -1,0 +1,91 @@
+"""Official layouts through the command line: trained for a step and scored, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import official_trees as trees
+import pytest
+
+from dtkd_edge.errors import RecipeError, UsageError
+
+TINY = [
+    "student.model=tsm_tiny", "student.frames=4", "student.size=24",
+    "teachers.cnn.model=tsm_tiny", "teachers.cnn.frames=4", "teachers.cnn.size=24",
+    "teachers.vit.model=vit_tubelet_tiny", "teachers.vit.frames=4", "teachers.vit.size=24",
+    "teachers.vit.options={dim: 24, depth: 1, num_heads: 2}",
+    "teachers.cnn.train.epochs=1", "teachers.vit.train.epochs=1", "train.epochs=1",
+    "teachers.cnn.train.batch_size=8", "teachers.vit.train.batch_size=8", "train.batch_size=8", "threads=1",
+]  # fmt: skip
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SETS: list[tuple[str, Callable[[Path], Path], list[str], dict[str, int], str]] = [
+    ("hmdb51", trees.hmdb51, [], {"action": 3}, ""),
+    ("kinetics400", trees.kinetics, [], {"action": 3}, "1 of 18 videos are missing"),
+    ("epic100", trees.epic100, [], {"verb": 4, "noun": 5}, ""),
+    (
+        "epic100",
+        lambda root: trees.epic100(root, frames=True),
+        ["data.frame_names=frame_%010d.jpg"],
+        {"verb": 4, "noun": 5},
+        "",
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "make", "more", "heads", "said"), SETS)
+def test_train_and_eval(
+    dtkd_edge: Run,
+    tmp_path: Path,
+    kind: str,
+    make: Callable[[Path], Path],
+    more: list[str],
+    heads: dict[str, int],
+    said: str,
+) -> None:
+    root = make(tmp_path / "set")
+    sets = [part for override in [f"data.root={root}", *TINY, *more] for part in ("--set", override)]
+    done = dtkd_edge("train", kind, *sets, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert said in done.stderr
+    run = tmp_path / "empty/run"
+    card = json.loads((run / "student.json").read_text())
+    assert {head: len(names) for head, names in card["labels"].items()} == heads
+    scored = dtkd_edge("eval", "run", "--json", "-")
+    assert scored.returncode == 0, scored.stderr
+    result = json.loads(scored.stdout)
+    assert set(heads) <= set(result["heads"])
+    metrics = json.loads((run / "metrics.json").read_text())["student"]
+    for head in heads:
+        assert result["heads"][head]["top1"] == pytest.approx(metrics[f"{head}_top1"])
+
+
+@pytest.mark.slow
+def test_every_official_split_and_their_mean(dtkd_edge: Run, tmp_path: Path) -> None:
+    root = trees.hmdb51(tmp_path / "set")
+    sets = [part for override in [f"data.root={root}", *TINY, "distill.method=ce"] for part in ("--set", override)]
+    done = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,3")
+    assert done.returncode == 0, done.stderr
+    assert "split 3" in done.stdout and "mean" in done.stdout
+    runs = tmp_path / "empty/runs/hmdb51-splits"
+    result = json.loads((runs / "splits.json").read_text())
+    single = [json.loads((runs / f"split-{n}/metrics.json").read_text())["student"]["action_top1"] for n in (1, 3)]
+    assert result["mean"]["student"]["action_top1"] == pytest.approx(sum(single) / 2)
+    recipes = [(runs / f"split-{n}/recipe.yaml").read_text() for n in (1, 3)]
+    assert "split: 1" in recipes[0] and "split: 3" in recipes[1]
+    again = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,3", "--resume")
+    assert again.returncode == 0 and again.stderr.count("this run is finished") == 2
+
+
+def test_splits_that_do_not_fit() -> None:
+    from dtkd_edge.train.splits import train_splits
+
+    for splits in ("1,4", "2,2", "", "one"):
+        with pytest.raises(UsageError, match=f"--splits {splits}: expected official splits, such as 1,2,3"):
+            train_splits("hmdb51", splits, overrides=[])
+    with pytest.raises(RecipeError, match=r"data\.kind: motion has no official splits"):
+        train_splits("quickstart", "1", overrides=[])

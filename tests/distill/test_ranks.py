@@ -1,0 +1,70 @@
+"""Losses of a batch that several processes hold parts of: real processes, real gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import torch
+
+from dtkd_edge.distill.ranks import batch_mean, gather_batch
+from dtkd_edge.distill.rivals import dist_loss
+from dtkd_edge.distill.rkd import relational_loss
+from dtkd_edge.distill.sdd import FixedProjection, feature_distance, unit_variance
+
+
+def rkd(student, teacher):
+    return relational_loss(gather_batch(student), gather_batch(teacher))
+
+
+def dist(student, teacher):
+    return dist_loss(gather_batch(student), gather_batch(teacher))
+
+
+def sdd(student, teacher):
+    phi = FixedProjection(6, 3, (1, 1, 1), seed=1)(teacher.view(-1, 6, 1, 1, 1))
+    return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variance(phi))
+
+
+def test_nothing_changes_in_one_process():
+    x = torch.randn(3, 4)
+    assert gather_batch(x) is x and batch_mean(x) is x
+
+
+def _rank(rank, world, port, loss, student, teacher, queue):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    part = slice(rank * len(student) // world, (rank + 1) * len(student) // world)
+    mine = student[part].clone().requires_grad_()
+    value = loss(mine, teacher[part])
+    value.backward()
+    queue.put((rank, value.item(), mine.grad.tolist()))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [rkd, dist, sdd])
+def test_two_ranks_make_one_batch(loss):
+    """The mean of the ranks' losses is the whole batch's, and the mean of their gradients its gradient."""
+    student, teacher = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, 6, dtype=torch.float64)
+    whole = student.clone().requires_grad_()
+    want = loss(whole, teacher)
+    want.backward()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    ranks = [context.Process(target=_rank, args=(r, 2, port, loss, student, teacher, queue)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    results = sorted(queue.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sum(value for _, value, _ in results) / 2 == pytest.approx(want.item(), rel=1e-12)
+    gradient = torch.cat([torch.tensor(part, dtype=torch.float64) for _, _, part in results])
+    torch.testing.assert_close(gradient / 2, whole.grad)

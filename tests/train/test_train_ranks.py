@@ -1,0 +1,86 @@
+"""Several processes that train together, started as a user starts them; two ranks on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_cases import SMALL, run_cli, with_sets
+
+from dtkd_edge.train.command import train
+
+# Batch norms keep the statistics of a trained student and dropout is off: torch synchronises neither between CPUs. SGD, because
+# AdamW's first steps are the sign of the gradient and blow rounding up.
+FAIR = [
+    "teachers.cnn.train.epochs=1",
+    "teachers.vit.train.epochs=1",
+    "student.options={width: 8, dropout: 0.0}",
+    "train.freeze_bn=true",
+    "train.optimizer=sgd",
+    "train.lr=0.05",
+    "train.epochs=2",
+    "distill.warmup=0",
+]
+
+
+def run_ranks(count: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "dtkd_edge"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launch, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(motion_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that start from two trained teachers and a trained student."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    base = [f"data.root={motion_root}", *SMALL, *FAIR]
+    train("quickstart", overrides=[*base, "train.freeze_bn=false"], out=run)
+    given = [
+        f"teachers.{name}.{key}"
+        for name in ("cnn", "vit")
+        for key in (f"weights={run}/teachers/{name}.safetensors", "train=null")
+    ]
+    return [*base, *given, f"student.weights={run}/student.safetensors"]
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: list[str], tmp_path: Path) -> None:
+    one = run_cli("train", "quickstart", "--out", "one", *with_sets([*trained, "train.batch_size=16"]), cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    two = run_ranks(2, "train", "quickstart", "--out", "two", *with_sets([*trained, "train.batch_size=8"]), cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    alone, together = (load_file(tmp_path / name / "student.safetensors") for name in ("one", "two"))
+    assert alone.keys() == together.keys()
+    moved = 0.0
+    start = load_file(trained[-1].partition("=")[2])
+    for key, value in alone.items():
+        moved = max(moved, float((value - start[key]).abs().max()))
+        torch.testing.assert_close(together[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+    assert moved > 1e-3
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    first, second = ([e for e in log if e.get("phase") == "student" and "epoch" in e] for log in logs)
+    assert len(first) == len(second) == 2  # one rank alone writes
+    assert first[-1]["val_action_top1"] == second[-1]["val_action_top1"]
+    assert first[-1]["loss"] == pytest.approx(second[-1]["loss"], abs=1e-4)
+    assert two.stderr.count("student  epoch   1/2") == 1
+
+
+@pytest.mark.slow
+def test_ranks_resume(trained: list[str], tmp_path: Path) -> None:
+    sets = with_sets([*trained, "train.batch_size=8"])
+    first = run_ranks(2, "train", "quickstart", "--out", "run", *sets, "--set", "train.epochs=1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    for name in ("metrics.json", "student.json", "student.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    again = run_ranks(2, "train", "quickstart", "--out", "run", "--resume", "--set", "train.epochs=2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resumed after epoch 1 of 2" in again.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["student"]["n"] == 32
