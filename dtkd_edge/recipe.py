@@ -75,6 +75,8 @@ class AugmentConfig(_Section):
     ratio: float = Field(1.0, ge=1.0, le=2.0, description="largest aspect ratio of the random crop")
     flip: bool = Field(False, description="mirror half of the clips: only where left and right mean the same")
     color: float = Field(0.0, ge=0, le=1, description="strength of brightness, contrast and saturation jitter")
+    rand_ops: int = Field(0, ge=0, le=14, description="RandAugment: operations drawn for each clip; 0: off")
+    rand_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: their strength, of 30")
     mixup: float = Field(0.0, ge=0, le=10, description="α of mixup: clips blended in pairs; 0: off")
     cutmix: float = Field(0.0, ge=0, le=10, description="α of CutMix: a rectangle of one clip put into another; 0: off")
 

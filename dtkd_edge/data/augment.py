@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.data.rand_augment import rand_augment
 from dtkd_edge.preprocess import resize_box
 from dtkd_edge.recipe import AugmentConfig
 
@@ -40,6 +41,8 @@ def augment(frames: Frames, size: int, config: AugmentConfig, rng: np.random.Gen
         frames = frames[:, :, ::-1]
     if config.color > 0:
         frames = color_jitter(frames, config.color, rng)
+    if config.rand_ops > 0:
+        frames = rand_augment(frames, config.rand_ops, config.rand_magnitude, rng)
     return np.ascontiguousarray(frames)
 
 

@@ -166,11 +166,22 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
         return
     found = recipes.load(job.folder / "recipe.yaml").model_dump()
     wanted = recipes.load(recipe, job.overrides).model_dump()
+    if job.method == "teachers":
+        for values in (found, wanted):
+            _forget_the_student(values)
     if other := recipes.differences(found, wanted):
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise UsageError(
             f"{job.folder}: holds a run with {', '.join(other[:3])}{more}", "give another --out, or remove that folder"
         )
+
+
+def _forget_the_student(values: dict[str, Any]) -> None:
+    """What teachers are not trained with: so that one comparison can go on with the teachers of another."""
+    for section in ("student", "train", "distill"):
+        del values[section]
+    for section, key in (("data", "student_clips"), ("teachers", "views"), ("teachers", "cache")):
+        del values[section][key]
 
 
 def _run(job: Job, recipe: str, threads: int) -> None:

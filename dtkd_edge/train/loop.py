@@ -19,13 +19,14 @@ from torch import nn
 from dtkd_edge.console import Bar, progress
 from dtkd_edge.data.dataset import ClipDataset
 from dtkd_edge.data.loader import Loader
-from dtkd_edge.distill.task import DistillationTask
-from dtkd_edge.errors import CheckpointError, DataError, InputError
+from dtkd_edge.distill.task import DistillationTask, TeacherOutput
+from dtkd_edge.errors import CheckpointError, DataError, InputError, NotHereError
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import AugmentConfig, OptimConfig
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
+from dtkd_edge.train.memory import is_out_of_memory, too_large
 from dtkd_edge.train.mixing import mix
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
 from dtkd_edge.train.scores import Scores
@@ -186,10 +187,10 @@ def train_epoch(
             shared = (others, mixture.share)
         taught = None if phase.taught is None else phase.taught.read(batch["index"])
         more = (count + 1) % config.accumulate != 0 and number + 1 < steps
-        with engine.accumulating(phase.module, more):
-            with engine.autocast():
-                result = phase.module(frames, labels, taught=taught, shared=shared, progress=min((step + number) / total, 1.0))
-            engine.scaler.scale(result["loss"] / config.accumulate).backward()
+        inputs = Inputs(frames, labels, taught, shared, progress=min((step + number) / total, 1.0))
+        result = forward_backward(phase, inputs, more)
+        if result is None:
+            raise out_of_memory(phase, inputs)
         values = {"loss": result["loss"].detach(), **result["terms"]}
         if not more:
             values |= update(phase, optimizer, step + number)
@@ -207,6 +208,54 @@ def train_epoch(
     means = {name: round(float(engine.mean(value)) / count, 6) for name, value in sums.items()}
     train_top1 = round(means.pop("train_top1"), 4)
     return {"phase": phase.name, "epoch": epoch + 1, "lr": lr, **means, "train_top1": train_top1}
+
+
+@dataclass
+class Inputs:
+    """What a step reads: see `DistillationTask.forward`."""
+
+    frames: torch.Tensor
+    labels: dict[str, torch.Tensor]
+    taught: dict[str, TeacherOutput] | None
+    shared: tuple[dict[str, torch.Tensor], float] | None
+    progress: float
+
+    def first(self, count: int) -> Inputs:
+        """The first clips of the batch."""
+
+        def cut(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {key: value[:count] for key, value in values.items()}
+
+        taught = self.taught and {n: TeacherOutput(cut(t.logits), t.features[:count]) for n, t in self.taught.items()}
+        shared = self.shared and (cut(self.shared[0]), self.shared[1])
+        return Inputs(self.frames[:count], cut(self.labels), taught, shared, self.progress)
+
+
+def forward_backward(phase: Phase, inputs: Inputs, more: bool) -> dict[str, Any] | None:
+    """Add a batch's gradients to those there are; None where the memory is not enough for it."""
+    engine = phase.engine
+    try:
+        with engine.accumulating(phase.module, more):
+            with engine.autocast():
+                result: dict[str, Any] = phase.module(
+                    inputs.frames, inputs.labels, taught=inputs.taught, shared=inputs.shared, progress=inputs.progress
+                )
+            engine.scaler.scale(result["loss"] / phase.config.accumulate).backward()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None  # not the error: its frames hold what filled the memory
+    return result
+
+
+def out_of_memory(phase: Phase, inputs: Inputs) -> NotHereError:
+    def fits(count: int) -> bool:
+        phase.task.zero_grad(set_to_none=True)
+        return forward_backward(phase, inputs.first(count), more=False) is not None
+
+    section = "train" if phase.name == "student" else f"teachers.{phase.name}.train"
+    alone = phase.engine.world == 1  # the other ranks would wait for this one's gradients
+    return too_large(section, len(inputs.frames), phase.config.accumulate, fits if alone else None)
 
 
 def update(phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> dict[str, torch.Tensor]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_videos import pattern
 
 from dtkd_edge.data.augment import augment, color_jitter, random_crop, shrink, working_side
+from dtkd_edge.data.rand_augment import FILL, OPERATIONS, STRENGTHS, rand_augment
 from dtkd_edge.recipe import AugmentConfig
 
 
@@ -82,3 +85,42 @@ def test_shrink_never_enlarges_and_keeps_the_shape() -> None:
     assert shrink(pattern(2, 30, 40)[0], 30).shape == (30, 40, 3)
     assert shrink(pattern(2, 90, 160)[0], 45).shape == (45, 80, 3)
     assert shrink(pattern(2, 160, 90)[0], 45).shape == (80, 45, 3)
+
+
+def test_rand_augment_draws_by_the_clips_own_generator_and_treats_frames_alike() -> None:
+    frames = np.repeat(pattern(1, 48, 64), 4, 0)
+    before = torch.get_rng_state()
+    seen = []
+    for seed in range(40):
+        out = rand_augment(frames, 2, 15, np.random.default_rng(seed))
+        assert (out.shape, out.dtype) == (frames.shape, np.uint8) and (out == out[0]).all()
+        assert (rand_augment(frames, 2, 15, np.random.default_rng(seed)) == out).all()
+        seen.append(out.tobytes())
+    assert len(set(seen)) > 25
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("name", "theirs"), [
+    ("identity", "Identity"), ("shear x", "ShearX"), ("shear y", "ShearY"), ("translate x", "TranslateX"),
+    ("translate y", "TranslateY"), ("rotate", "Rotate"), ("brightness", "Brightness"), ("color", "Color"),
+    ("contrast", "Contrast"), ("sharpness", "Sharpness"), ("posterize", "Posterize"), ("solarize", "Solarize"),
+    ("auto contrast", "AutoContrast"), ("equalize", "Equalize"),
+])  # fmt: skip
+@pytest.mark.parametrize("magnitude", [0, 7, 30])
+def test_rand_augments_operations_are_torchvisions(name: str, theirs: str, magnitude: int) -> None:
+    """Against torchvision's class with its operation and sign fixed; its fill and interpolation are set to ours."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    reference = v2.RandAugment(1, magnitude, interpolation=InterpolationMode.BILINEAR, fill=FILL)
+    reference._AUGMENTATION_SPACE = {theirs: v2.RandAugment._AUGMENTATION_SPACE[theirs]}
+    video = torch.from_numpy(pattern(2, 48, 64)).permute(0, 3, 1, 2)
+    signed, operation = OPERATIONS[name]
+    ours = [operation(video, sign * magnitude / STRENGTHS) for sign in ((1, -1) if signed else (1,))]
+    found = []
+    torch.manual_seed(0)
+    for _ in range(12):  # of either sign
+        out = reference(video)
+        near = [torch.equal(out, mine) or (out.int() - mine.int()).abs().float().mean() < 0.05 for mine in ours]
+        assert any(near)
+        found.append(near)
+    assert all(any(column) for column in zip(*found, strict=True))

@@ -32,8 +32,10 @@ def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_valu
     lines = (out / "compare.csv").read_text().splitlines()
     assert lines[0] == "method,seed,top1" and lines[2] == f"ce,0,{result['rows']['ce']['top1'][0]:.6f}"
     assert "What kd-cnn gains over" in (out / "compare.html").read_text()
-    with pytest.raises(UsageError, match=r"train\.lr = 0\.004, not 0\.5"):
+    with pytest.raises(UsageError, match=r"ce: holds a run with train\.lr = 0\.004, not 0\.5"):  # its teachers would do
         compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "train.lr=0.5"], out=out)
+    with pytest.raises(UsageError, match=r"teachers: holds a run with teachers\.cnn\.train\.epochs = 1, not 2"):
+        compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "teachers.cnn.train.epochs=2"], out=out)
 
 
 @pytest.mark.parametrize("name", ["dtkd@", "dtkd@sdd", "dtkd@sdd=", "dtkd@method=ce", "dtkd@../x=1", "ce@seed=1/2"])
