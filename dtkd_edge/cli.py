@@ -255,6 +255,17 @@ def models(
 
 
 @app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="One recipe, as its file is: the start of your own.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="All recipes and keys as a page for the documentation.")] = False,
+) -> None:
+    """The recipes that ship with the package, and one of them as a file to change."""
+    from dtkd_edge.recipe_page import show
+
+    show(name, markdown=markdown)
+
+
+@app.command()
 def doctor() -> None:
     """What works on this machine, and the fix for what does not."""
     from dtkd_edge.deploy.doctor import doctor as run

@@ -53,9 +53,11 @@ class DataConfig(_Section):
     student_clips: int | None = Field(
         None, ge=2, description="labelled clips the student may see (class-balanced, seeded); teachers see all of them"
     )
-    sampling: Literal["uniform", "dense"] = "uniform"
-    stride: int = Field(1, ge=1, le=64)
-    fps: float | None = Field(None, gt=0)
+    sampling: Literal["uniform", "dense"] = Field(
+        "uniform", description="frames of a clip: spread over all of it (TSM), or `stride` apart (X3D, SlowFast, MViT)"
+    )
+    stride: int = Field(1, ge=1, le=64, description="dense: frames from one to the next")
+    fps: float | None = Field(None, gt=0, description="dense: the rate that strides are counted at; none: the video's own")
     eval_crop: float = Field(1.0, gt=0.3, le=1.0, description="crop / short side at evaluation")
     workers: int | None = Field(None, ge=0, le=256, description="loader processes; none: chosen from the cores")
     cache_mb: int = Field(2048, ge=0, description="keep decoded clips in memory while they fit; 0: decode every time")
@@ -91,13 +93,13 @@ class AugmentConfig(_Section):
 class OptimConfig(_Section):
     """One training: schedule and optimiser."""
 
-    epochs: int = Field(20, ge=1, le=10_000)
+    epochs: int = Field(20, ge=1, le=10_000, description="passes over the clips")
     batch_size: int = Field(32, ge=2, le=65_536, description="per process; at least 2: one clip has no statistics")
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(2e-3, gt=0, le=100)
-    weight_decay: float = Field(0.02, ge=0, le=1)
+    lr: float = Field(2e-3, gt=0, le=100, description="largest learning rate")
+    weight_decay: float = Field(0.02, ge=0, le=1, description="of weights, not of biases and norms")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="of the learning rate after the warm-up")
     milestones: list[float] = Field([0.5, 0.75], description="schedule step: shares of the training after which the rate falls")
     gamma: float = Field(0.1, gt=0, lt=1, description="schedule step: what the rate is multiplied by")
     layer_decay: float = Field(
@@ -106,7 +108,7 @@ class OptimConfig(_Section):
     accumulate: int = Field(1, ge=1, le=4096, description="batches that one step of the optimiser adds up")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is evaluated and kept; 0: none")
     clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes have alike")
     freeze_bn: bool = Field(False, description="keep the batch norms' loaded statistics")
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
@@ -121,11 +123,13 @@ class OptimConfig(_Section):
 
 
 class ModelConfig(_Section):
-    model: str
+    """One network; the list of names is `dtkd-edge models`."""
+
+    model: str = Field(..., description="its name")
     weights: str = Field("none", description="none, a .safetensors or .pth file, torchvision, timm, hf-hub:OWNER/NAME")
-    frames: int | None = Field(None, ge=1, le=512)
-    size: int | None = Field(None, ge=8, le=1024)
-    options: dict[str, Any] = {}
+    frames: int | None = Field(None, ge=1, le=512, description="of a clip; none: the model's own")
+    size: int | None = Field(None, ge=8, le=1024, description="pixels of a side; none: the model's own")
+    options: dict[str, Any] = Field({}, description="what the model's constructor takes besides, such as {width: 28}")
 
     @field_validator("options")
     @classmethod
@@ -160,11 +164,15 @@ class TeachersConfig(_Section):
 class DatwConfig(_Section):
     """Discrepancy-aware teacher weighting: what ω is made of."""
 
-    confidence: Literal["entropy", "max", "exp-entropy", "none"] = "entropy"
-    discrepancy: Literal["cosine", "kl", "js", "l1", "none"] = "cosine"
-    combine: Literal["product", "sum"] = "product"
+    confidence: Literal["entropy", "max", "exp-entropy", "none"] = Field(
+        "entropy", description="C: 1 − H / log K, max p, exp(−H), 1"
+    )
+    discrepancy: Literal["cosine", "kl", "js", "l1", "none"] = Field(
+        "cosine", description="D between teacher and student; none: 1"
+    )
+    combine: Literal["product", "sum"] = Field("product", description="e: C · D, or C + λ D")
     discrepancy_weight: float = Field(1.0, ge=0, description="λ of combine: sum")
-    normalize: Literal["share", "softmax"] = "share"
+    normalize: Literal["share", "softmax"] = Field("share", description="ω: e / Σ e, or softmax(e / τ)")
     temperature: float = Field(0.5, gt=0, description="τ of normalize: softmax")
     standardize: bool = Field(False, description="standardise each teacher's logits per sample before they are mixed")
 
@@ -172,7 +180,9 @@ class DatwConfig(_Section):
 class SddConfig(_Section):
     """Structure-discrepancy distillation: the branch and its target."""
 
-    target: Literal["residual", "vit", "cnn", "both", "shuffled"] = "residual"
+    target: Literal["residual", "vit", "cnn", "both", "shuffled"] = Field(
+        "residual", description="φ(ViT) − φ(CNN); one of them, or both; shuffled: residuals of other clips, a control"
+    )
     distance: Literal["mse", "smooth-l1"] = "mse"
     tap: str | None = Field(None, description="student feature the branch reads; none: the model's last tap")
     grid: tuple[_Side, _Side, _Side] = Field((4, 5, 5), description="space-time grid T, H, W that features are pooled to")
@@ -183,9 +193,11 @@ class SddConfig(_Section):
 
 
 class RkdConfig(_Section):
-    source: Literal["vit", "cnn", "both"] = "vit"
-    distance: float = Field(1.0, ge=0)
-    angle: float = Field(2.0, ge=0)
+    """Relational distillation."""
+
+    source: Literal["vit", "cnn", "both"] = Field("vit", description="whose features' relations the student's follow")
+    distance: float = Field(1.0, ge=0, description="share of pairwise distances")
+    angle: float = Field(2.0, ge=0, description="share of angles of triples")
 
 
 class RivalConfig(_Section):
@@ -205,12 +217,12 @@ class DistillConfig(_Section):
     """L = ce·CE + kd·T²KL + sdd·L_SDD + align·L_ALIGN + rkd·L_RKD; a weight of 0 switches a term off."""
 
     method: str = Field("dtkd", description="dtkd, or a rival: ce, kd-vit, kd-cnn, kd-mean, ebkd, ca-mkd, …")
-    temperature: float = Field(4.0, gt=0, le=100)
-    ce: float = Field(0.3, ge=0)
-    kd: float = Field(0.3, ge=0)
-    sdd: float = Field(4.0, ge=0)
+    temperature: float = Field(4.0, gt=0, le=100, description="T of the soft targets")
+    ce: float = Field(0.3, ge=0, description="weight of cross-entropy; method ce: always 1")
+    kd: float = Field(0.3, ge=0, description="weight of the logits' term, a rival's too")
+    sdd: float = Field(4.0, ge=0, description="weight of the branch that predicts the teachers' discrepancy")
     align: float = Field(4.0, ge=0, description="of features: align, fitnet-*, ca-mkd")
-    rkd: float = Field(0.1, ge=0)
+    rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
     weights: DatwConfig = Field(default_factory=DatwConfig)
     branch: SddConfig = Field(default_factory=SddConfig)
@@ -315,6 +327,11 @@ def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
     if path.is_file():
         own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
     return data_section(own, overrides, "--data")
+
+
+def text_of(source: str | Path) -> str:
+    """A recipe as it stands in its file, comments and all."""
+    return _read(source)[0]
 
 
 def _read(source: str | Path) -> tuple[str, str]:

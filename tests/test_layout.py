@@ -16,7 +16,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOP_ROOMS = ("export", "deploy", "benchmarks")  # installed inside dtkd_edge
 
-GROUND = ("errors", "files", "artifact", "preprocess", "video", "frames", "recipe", "runs", "console", "plots", "page")
+GROUND = (
+    "errors",
+    "files",
+    "artifact",
+    "preprocess",
+    "video",
+    "frames",
+    "recipe",
+    "runs",
+    "console",
+    "plots",
+    "page",
+    "recipe_page",
+)
 ML = ("data", "models", "distill", "train")
 # room -> the rooms it may import at module level; `cli` sees all. A room may always import itself.
 MAY = {

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import fnmatch
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtkd_edge import recipe
+from dtkd_edge import recipe, recipe_page
 from dtkd_edge.errors import RecipeError
 
 SMALL = {"name": "small", "student": {"model": "tsm_tiny"}}
@@ -190,3 +192,35 @@ def test_preprocess_follows_the_recipe(path: Path) -> None:
     wanted = loaded.preprocess(frames=16, size=112)
     assert (wanted.resize_short, wanted.crop) == (128, 112)
     assert (wanted.sampling.kind, wanted.sampling.frames, wanted.sampling.stride) == ("dense", 16, 4)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+
+
+def test_the_page_in_docs_names_every_key() -> None:
+    page = recipe_page.to_markdown()
+    assert PAGE.read_text(encoding="utf-8") == page, "run: dtkd-edge recipes --markdown > docs/recipes.md"
+    assert "| `lr` | number > 0, ≤ 100 | 0.002 |" in page and "| `optimizer` | adamw or sgd | adamw |" in page
+    assert "## teachers.cnn.train, teachers.vit.train, train\n" in page
+
+    def keys(section: dict[str, object]) -> set[str]:
+        inner = [keys(value) for value in section.values() if isinstance(value, dict)]
+        return set(section).union(*inner)
+
+    known = keys(recipe.load("folder").model_dump()) - set(recipe.load("folder").student.options)
+    own = set(recipe.load("folder").teachers.cnn.options)  # type: ignore[union-attr]
+    opened = {part for path, _ in recipe_page.sections() for place in path.split(", ") for part in place.split(".")}
+    assert all(f"| `{key}` |" in page for key in known - own - opened)
+
+
+def test_a_recipe_can_be_taken_from_the_command_line_and_changed(
+    dtkd_edge: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = dtkd_edge("recipes", "folder")
+    assert done.returncode == 0 and done.stdout.startswith("# Your own clips")
+    (tmp_path / "mine.yaml").write_text(done.stdout, encoding="utf-8")
+    assert recipe.load(tmp_path / "mine.yaml") == recipe.load("folder")
+    table = dtkd_edge("recipes").stdout
+    assert all(name in table for name in recipe.shipped())
+    wrong = dtkd_edge("recipes", "foldr")
+    assert wrong.returncode == 3 and "no recipe of that name" in wrong.stderr and "folder" in wrong.stderr
