@@ -36,13 +36,15 @@ def bench(
     max_seconds: float = Budget.limit,
     clips: int | None = None,
     camera_fps: float = 30.0,
+    roofline: bool = False,
     report: Path | None = None,
     md: Path | None = None,
 ) -> list[Record]:
     """Measure artefacts (none given: the newest run's) and return the records.
 
     device: auto, cpu, cuda, jetson, or several with commas. host: user@address, measured over ssh. overrides: data.key=value.
-    json: where the records go ('-': stdout, and nothing else there). clips: most clips for accuracy, 0 for none. Where the
+    json: where the records go ('-': stdout, and nothing else there). clips: most clips for accuracy, 0 for none.
+    roofline: say how near each row comes to what this machine's arithmetic and memory allow. Where the
     artefacts belong to one run, RUN/bench.jsonl and RUN/bench.html are written too. Raises MissingDevice when no row could run.
     """
     chosen, parts = find_scenarios(scenarios or []), parse_include(include)
@@ -55,6 +57,7 @@ def bench(
         threads=threads,
         camera_fps=camera_fps,
         clips=clips,
+        roofline=roofline,
     )
     options.command = command_line(opened, device, host, chosen, overrides or [], data, options)
     records: list[Record] = []
@@ -156,6 +159,7 @@ def command_line(
     words += ["--include", ",".join(options.include)] if options.include else []
     words += ["--threads", str(options.threads)] if options.threads else []
     words += ["--clips", str(options.clips)] if options.clips is not None else []
+    words += ["--roofline"] if options.roofline else []
     budget = options.budget
     words += ["--min-queries", str(budget.queries), "--min-seconds", f"{budget.seconds:g}"]
     words += ["--max-seconds", f"{budget.limit:g}"] if budget.limit != Budget.limit else []

@@ -17,6 +17,7 @@ from dtkd_edge.benchmarks.devices import POWER_SOURCE, kind_of
 from dtkd_edge.benchmarks.plan import Data
 from dtkd_edge.benchmarks.queries import Inputs, make_inputs, make_query, timed_region
 from dtkd_edge.benchmarks.record import NO_ACCURACY, Accuracy, Device, Record
+from dtkd_edge.benchmarks.roofline import Machine, limit, measure_machine
 from dtkd_edge.benchmarks.scenarios import Budget, Scenario, Subject, Timing, run_closed, run_live
 from dtkd_edge.benchmarks.telemetry import Sampler
 from dtkd_edge.console import say
@@ -30,14 +31,17 @@ TOOLS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "dec
 
 @dataclass
 class Options:
-    """Of one bench. threads: of the runtime; camera_fps: of the live scenario; clips: most clips for accuracy (0: none)."""
+    """Of one bench. threads: of the runtime; camera_fps: of the live scenario; clips: most clips for accuracy (0: none);
+    roofline: measure this machine's rates first, for rows that run on its CPU."""
 
     budget: Budget = field(default_factory=Budget)
     include: tuple[str, ...] = ()
     threads: int | None = None
     camera_fps: float = 30.0
     clips: int | None = None
+    roofline: bool = False
     command: str = ""
+    machine: Machine | None = None
 
 
 @dataclass
@@ -72,6 +76,9 @@ def measure(
 ) -> None:
     """Run everything; `emit` gets the records of a scenario as soon as they are whole, so an interruption loses little."""
     tools = versions()
+    if options.roofline:
+        say("roofline: measuring matrix products and memory")
+        options.machine = measure_machine(options.threads)
     with Sampler() as sampler:
         for device in devices:
             opened: list[Opened] = []
@@ -221,6 +228,12 @@ def _row(
         return record.model_copy(update={**update, "status": "unsupported", "reason": reason})
     if timing.short:
         update["notes"] = [*one.notes, f"stopped after {options.budget.limit:g} s with {len(timing.times)} queries"]
+    if options.machine is not None and timing.live is None:
+        if kind == "cpu":
+            median = timing.latency(scenario.percent).p50
+            update["roofline"] = limit(one.artifact, options.machine, timing.clips, median)
+        else:
+            update["notes"] = [*one.notes, "no roofline: its rates are measured on CPUs only"]
     power = sampler.power(label, POWER_SOURCE.get(kind, "cpu"))
     update |= {
         "latency_ms": timing.latency(scenario.percent),

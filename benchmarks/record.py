@@ -77,6 +77,18 @@ class Live(_Part):
     labels_per_second: float
 
 
+class Roofline(_Part):
+    """The least time that the machine's own rates allow for a query, and how near the median comes."""
+
+    gflops: float = Field(..., description="float32 matrix products, 10⁹ operations per second")
+    gbs: float = Field(..., description="memory, 10⁹ bytes per second")
+    macs: int = Field(..., description="of a query")
+    bytes: int = Field(..., description="weights, input and states of a query: what has to be moved at least")
+    limit_ms: float
+    bound: Literal["compute", "memory"]
+    share: float = Field(..., description="limit / median; above 1 where a runtime computes in less than float32")
+
+
 class Telemetry(_Part):
     clocks_mhz: dict[str, float] = {}
     temperatures_c: dict[str, float] = {}
@@ -118,6 +130,7 @@ class Record(_Part):
     live: Live | None = None
     noisy: float | None = Field(None, description="how far the two halves disagree; above 0.05 the row is flagged")
     accuracy: Accuracy | None = None
+    roofline: Roofline | None = None
     power_w: float | None = None
     energy_mj: float | None = Field(None, description="per clip")
     memory_mb: float | None = Field(

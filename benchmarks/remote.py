@@ -114,6 +114,7 @@ def _arguments(
     words += ["--camera-fps", str(options.camera_fps)]
     words += ["--include", ",".join(options.include)] if options.include else []
     words += ["--threads", str(options.threads)] if options.threads else []
+    words += ["--roofline"] if options.roofline else []
     for override in overrides:
         words += ["--set", override]
     if data is not None:

@@ -49,6 +49,8 @@ def remarks(record: Record) -> list[str]:
         out.append(f"noisy: halves differ by {100 * (record.noisy or 0):.0f} %")
     if record.live is not None:
         out.append(f"{record.live.dropped} of {record.live.frames} frames dropped")
+    if record.roofline is not None:
+        out.append(f"{100 * record.roofline.share:.0f} % of the {record.roofline.bound} limit")
     if record.verified is False:
         out.append("unverified")
     return out + [note for note in record.notes if not note.startswith(NO_ACCURACY)]
@@ -109,6 +111,11 @@ def legend(records: list[Record]) -> list[str]:
         lines.append(f"Timed: {region}.")
     for source in dict.fromkeys(r.input_source for r in records if r.input_source):
         lines.append(f"Input: {source}.")
+    for gflops, gbs in dict.fromkeys((r.roofline.gflops, r.roofline.gbs) for r in records if r.roofline):
+        lines.append(
+            f"Limit: float32 matrix products at {number(gflops)} GFLOP/s, memory at {number(gbs)} GB/s, both measured here; "
+            "a query's MACs, and its weights and input moved once."
+        )
     for note in dict.fromkeys(n for r in records for n in r.notes if n.startswith(NO_ACCURACY)):
         lines.append(f"{note[0].upper()}{note[1:]}.")
     lines += list(dict.fromkeys(accuracy_line(r.accuracy, r.views) for r in records if r.accuracy))

@@ -161,6 +161,7 @@ def bench(
     max_seconds: Annotated[float, typer.Option(min=0.01, help="… but no longer than this.")] = 60.0,
     clips: Annotated[int | None, typer.Option(min=0, help="Most clips for accuracy; 0: none. [default: all]")] = None,
     camera_fps: Annotated[float, typer.Option(min=0.1, help="Frame rate of the live scenario's camera.")] = 30.0,
+    roofline: Annotated[bool, typer.Option("--roofline", help="Also what arithmetic and memory would allow.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records there; - for stdout.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the table there.")] = None,
@@ -193,6 +194,7 @@ def bench(
         max_seconds=max_seconds,
         clips=clips,
         camera_fps=camera_fps,
+        roofline=roofline,
         report=report,
         md=markdown,
     )
