@@ -95,9 +95,11 @@ def evaluate(
 def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a YAML file.")] = "quickstart",
     methods: Annotated[
-        str, typer.Option(help="Comma separated, each NAME or NAME@KEY=VALUE (KEY below distill); all against the last.")
+        str, typer.Option(help="Comma separated, each NAME or NAME@KEY=VALUE (KEY below distill); all against dtkd, or the last.")
     ] = _METHODS,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every method.")] = 3,
+    seeds: Annotated[
+        str, typer.Option(help="Trainings of every method: how many (3: seeds 0 to 2), or which (5-9; 0,3,7).")
+    ] = "3",
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Where the runs go. [default: runs/compare-NAME]")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side.")] = 1,

@@ -54,16 +54,18 @@ def compare(
     recipe: str,
     *,
     methods: str = METHODS,
-    seeds: int = 3,
+    seeds: int | str = 3,
     overrides: list[str] | None = None,
     out: Path | None = None,
     jobs: int = 1,
     json_file: str | None = None,
 ) -> dict[str, Any]:
-    """Train every method with every seed and print mean ± standard error and paired differences to the last method.
+    """Train every method with every seed; print mean ± standard error and paired differences to `dtkd`, or to the last method.
 
-    jobs: trainings side by side, each with its share of the CPU cores. What has finished before is not trained again.
+    seeds: how many (5 is 0 to 4), or which: "5-9", "0,3,7". jobs: trainings side by side, each with its share of the CPU
+    cores. What has finished before is not trained again.
     """
+    numbers = seed_numbers(seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"--methods {methods}: expected different methods, comma separated", f"for example: {METHODS}")
@@ -102,11 +104,11 @@ def compare(
             (*base, f"seed={seed}", *variants[method], *given),
         )
 
-    for seed in range(seeds):
+    for seed in numbers:
         for job in (teachers_job(seed), *(method_job(seed, name) for name in names)):
             _refuse_another_run(job, recipe)
-    _run_all(recipe, [teachers_job(s) for s in range(seeds)] if trained else [], method_job, names, seeds, jobs)
-    result = summarise(folder, names, seeds, trained)
+    _run_all(recipe, [teachers_job(s) for s in numbers] if trained else [], method_job, names, numbers, jobs)
+    result = summarise(folder, names, numbers, trained)
     result |= {"recipe": recipe, "overrides": base, "command": " ".join(["dtkd-edge", *sys.argv[1:]])}
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.csv", csv_text(result))
@@ -119,6 +121,23 @@ def compare(
     return result
 
 
+def seed_numbers(seeds: int | str) -> list[int]:
+    """5 and "5" → 0 … 4; "5-9" → 5 … 9; "0,3,7" as it says. UsageError for anything else, or a seed twice."""
+    text = str(seeds).replace(" ", "")
+    if text.isdecimal() and int(text) > 0:
+        return list(range(int(text)))
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if match is None:
+            break
+        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    else:
+        if numbers and len(set(numbers)) == len(numbers) and text != "0":
+            return numbers
+    raise UsageError(f"--seeds {seeds}: expected how many, or which ones, each once", "for example 5, 5-9 or 0,3,7")
+
+
 def settings(name: str) -> tuple[str, ...]:
     """The overrides that a row of the comparison stands for: "dtkd@sdd=0" → distill.method=dtkd, distill.sdd=0."""
     method, *own = name.split("@")
@@ -129,7 +148,7 @@ def settings(name: str) -> tuple[str, ...]:
     return (f"distill.method={method}", *(f"distill.{setting}" for setting in own))
 
 
-def _run_all(recipe: str, teachers: list[Job], method_job: Any, names: list[str], seeds: int, jobs: int) -> None:
+def _run_all(recipe: str, teachers: list[Job], method_job: Any, names: list[str], seeds: list[int], jobs: int) -> None:
     """Teachers first; a seed's methods as soon as its teachers are there."""
     threads = max((os.cpu_count() or 1) // jobs, 1)
     with ThreadPoolExecutor(jobs) as pool:
@@ -141,7 +160,7 @@ def _run_all(recipe: str, teachers: list[Job], method_job: Any, names: list[str]
         for job in teachers:
             submit(job)
         if not teachers:
-            for seed in range(seeds):
+            for seed in seeds:
                 for name in names:
                     submit(method_job(seed, name))
         try:
@@ -198,8 +217,8 @@ def _run(job: Job, recipe: str, threads: int) -> None:
         raise failure
 
 
-def summarise(folder: Path, names: list[str], seeds: int, teachers: list[str]) -> dict[str, Any]:
-    """Scores per seed, mean, standard deviation, standard error, and the paired difference to the last method."""
+def summarise(folder: Path, names: list[str], seeds: list[int], teachers: list[str]) -> dict[str, Any]:
+    """Scores per seed, mean, standard deviation, standard error, and the paired difference to `dtkd`, or to the last method."""
 
     def score(run: Path, *keys: str) -> float:
         value = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
@@ -209,15 +228,16 @@ def summarise(folder: Path, names: list[str], seeds: int, teachers: list[str]) -
 
     rows: dict[str, Any] = {}
     for teacher in teachers:
-        scores = [score(folder / f"seed-{s}" / "teachers", "teachers", teacher) for s in range(seeds)]
+        scores = [score(folder / f"seed-{s}" / "teachers", "teachers", teacher) for s in seeds]
         rows[f"teacher {teacher}"] = {"top1": scores, **spread(scores)}
-    last = [score(folder / f"seed-{s}" / names[-1], "student") for s in range(seeds)]
+    reference = "dtkd" if "dtkd" in names else names[-1]
+    ours = [score(folder / f"seed-{s}" / reference, "student") for s in seeds]
     for name in names:
-        scores = [score(folder / f"seed-{s}" / name, "student") for s in range(seeds)]
+        scores = [score(folder / f"seed-{s}" / name, "student") for s in seeds]
         rows[name] = {"top1": scores, **spread(scores)}
-        if name != names[-1]:
-            rows[name]["paired"] = spread([a - b for a, b in zip(last, scores, strict=True)])
-    return {"seeds": seeds, "reference": names[-1], "rows": rows}
+        if name != reference:
+            rows[name]["paired"] = spread([a - b for a, b in zip(ours, scores, strict=True)])
+    return {"seeds": seeds, "reference": reference, "rows": rows}
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
@@ -227,7 +247,7 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    out = Table(title=f"{result['recipe']}: validation top-1, {result['seeds']} seeds, mean ± standard error")
+    out = Table(title=f"{result['recipe']}: validation top-1, {len(result['seeds'])} seeds, mean ± standard error")
     for number, column in enumerate(columns(result["reference"])):
         out.add_column(column, justify="right" if number else "left")
     for row in cells(result):

@@ -20,7 +20,7 @@ def csv_text(result: dict[str, Any]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "seed", "top1"])
     for name, row in result["rows"].items():
-        writer.writerows((name, seed, f"{score:.6f}") for seed, score in enumerate(row["top1"]))
+        writer.writerows((name, seed, f"{score:.6f}") for seed, score in zip(result["seeds"], row["top1"], strict=True))
     return out.getvalue()
 
 
@@ -45,7 +45,7 @@ def compare_page(result: dict[str, Any]) -> str:
         figures.append(figure(f"What {reference} gains over", svg, note="Right of zero: better. Left of it: worse."))
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">Validation top-1, mean ± standard error of {result["seeds"]} seeds. '
+        f'<p class="soft">Validation top-1, mean ± standard error of {len(result["seeds"])} seeds. '
         "Teachers, splits and schedule are the same for every method.</p>",
         _table(result),
         f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>',

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 import pytest
 
 from dtkd_edge.errors import UsageError
+from dtkd_edge.files import write_json
 from dtkd_edge.recipe import load
-from dtkd_edge.train.compare import compare, settings, spread, summarise, table
-from dtkd_edge.train.compare_report import compare_page
+from dtkd_edge.train.compare import compare, seed_numbers, settings, spread, summarise, table
+from dtkd_edge.train.compare_report import compare_page, csv_text
 
 ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
 
@@ -51,7 +52,7 @@ def test_summary_is_paired_by_seed(tmp_path: Path) -> None:
             folder = tmp_path / f"seed-{seed}" / method
             folder.mkdir(parents=True)
             (folder / "metrics.json").write_text(json.dumps({"student": {"action_top1": score, "n": 10}}))
-    result = summarise(tmp_path, ["ce", "dtkd"], 2, [])
+    result = summarise(tmp_path, ["ce", "dtkd"], [0, 1], [])
     assert result["rows"]["ce"]["mean"] == pytest.approx(0.6)
     assert result["rows"]["ce"]["paired"]["mean"] == pytest.approx(0.15)
     assert result["rows"]["ce"]["paired"]["se"] == pytest.approx(0.05)
@@ -64,7 +65,7 @@ def test_the_page_shows_every_run_and_every_difference_where_it_belongs(tmp_path
     scores = {"teacher vit": [0.8, 0.9], "ce<": [0.5, 0.7], "dtkd": [0.6, 0.9]}
     rows = {name: {"top1": values, **spread(values)} for name, values in scores.items()}
     rows["ce<"]["paired"] = spread([0.1, 0.2])
-    result = {"recipe": "x", "seeds": 2, "reference": "dtkd", "rows": rows, "command": "dtkd-edge compare x"}
+    result = {"recipe": "x", "seeds": [0, 1], "reference": "dtkd", "rows": rows, "command": "dtkd-edge compare x"}
     page = compare_page(result)
     assert "ce&lt;" in page and "ce<" not in page and "<script" not in page and "http" not in page
     first, second = re.findall(r"<svg.*?</svg>", page)
@@ -78,6 +79,30 @@ def test_the_page_shows_every_run_and_every_difference_where_it_belongs(tmp_path
     assert second.count("dot faint") == 2 and ">ce&lt;<" in second
     one = {"top1": [0.5], **spread([0.5])}
     assert "±" not in re.findall(r"<table.*?</table>", compare_page({**result, "rows": {"dtkd": one}}))[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [(3, [0, 1, 2]), ("3", [0, 1, 2]), ("5-7", [5, 6, 7]), ("0,3,7", [0, 3, 7]), ("0-1, 4", [0, 1, 4]), ("7,", None)]
+    + [(text, None) for text in ("0", "-1", "", "a", "3,3", "1-3,2", "5-4", "1.5")],
+)
+def test_seeds_are_how_many_or_which(given: int | str, numbers: list[int] | None) -> None:
+    if numbers is None:
+        with pytest.raises(UsageError, match="--seeds"):
+            seed_numbers(given)
+    else:
+        assert seed_numbers(given) == numbers
+
+
+def test_differences_are_to_dtkd_wherever_it_stands_and_to_the_last_method_without_it(tmp_path: Path) -> None:
+    for seed, scores in ((4, {"ce": 0.5, "dtkd": 0.6, "rkd": 0.4}), (6, {"ce": 0.7, "dtkd": 0.6, "rkd": 0.5})):
+        for name, score in scores.items():
+            write_json(tmp_path / f"seed-{seed}" / name / "metrics.json", {"student": {"action_top1": score}})
+    found = summarise(tmp_path, ["ce", "dtkd", "rkd"], [4, 6], [])
+    assert found["reference"] == "dtkd" and found["rows"]["rkd"]["paired"]["mean"] == pytest.approx(0.15)
+    found = summarise(tmp_path, ["ce", "rkd"], [4, 6], [])
+    assert found["reference"] == "rkd" and found["rows"]["ce"]["paired"]["mean"] == pytest.approx(-0.15)
+    assert csv_text(found).splitlines()[1:3] == ["ce,4,0.500000", "ce,6,0.700000"]
 
 
 def test_spread_of_one_value_is_none() -> None:
