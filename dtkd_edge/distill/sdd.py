@@ -38,6 +38,12 @@ def to_grid(features: Tensor, grid: Grid) -> Tensor:
     return features
 
 
+def shrink_to_grid(features: Tensor, grid: Grid) -> Tensor:
+    """`to_grid` for the dimensions that are longer than the grid; `to_grid` of the result is `to_grid` of the features."""
+    shape = features.shape[2:]
+    return to_grid(features, (min(shape[0], grid[0]), min(shape[1], grid[1]), min(shape[2], grid[2])))
+
+
 class FixedProjection(nn.Module):
     """φ: features of any network `[B, C, T, H, W]` → `[B, channels, *grid]`, without a parameter and without gradient.
 

@@ -37,7 +37,8 @@ def _aside(build: Callable[[], M]) -> M:
 
 @dataclass
 class TeacherOutput:
-    """What a teacher says about a batch: `logits` `{head: [B, K]}` and `features` `[B, C, T, H, W]`, its last tap."""
+    """What a teacher says about a batch: `logits` `{head: [B, K]}` and `features` `[B, C, T, H, W]` (float32): its last tap,
+    pooled to `branch.grid` where it is finer, which is as fine as any term reads it."""
 
     logits: dict[str, Tensor]
     features: Tensor
@@ -129,7 +130,8 @@ class DistillationTask(nn.Module):
             if name not in only:
                 continue
             features = teacher.forward_features(fit_clip(frames, teacher.info))
-            taught[name] = TeacherOutput(teacher.forward_head(features), features[teacher.info.last_tap])
+            tap = sdd.shrink_to_grid(features[teacher.info.last_tap].float(), self.config.branch.grid)
+            taught[name] = TeacherOutput(teacher.forward_head(features), tap)
         return taught
 
     def forward(

@@ -1,6 +1,6 @@
 """What distillation costs beside the networks themselves: one training step, and one with stored teacher outputs.
 
-    python -m dtkd_edge.train.step_cost [RECIPE] [--set A.B=V] [--steps 20] [--device auto] [--classes 8]
+    python -m dtkd_edge.train.step_cost [RECIPE] [--set A.B=V] [--steps 20] [--device auto] [--classes 8] [--json FILE]
 
 With the student, teachers, batch size and precision of the recipe (weights do not matter), on random frames in memory:
 
@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from dtkd_edge import recipe as recipes
 from dtkd_edge.distill.task import DistillationTask
+from dtkd_edge.files import write_json
 from dtkd_edge.models import VideoModel, create_model
 from dtkd_edge.recipe import DistillConfig, ModelConfig, Recipe
 from dtkd_edge.train.engine import Engine
@@ -30,8 +32,8 @@ from dtkd_edge.train.phases import channels_last
 from dtkd_edge.train.schedule import make_optimizer
 
 
-def measure(recipe: Recipe, engine: Engine, steps: int, classes: int) -> dict[str, list[float]]:
-    """Seconds of every turn, by name."""
+def measure(recipe: Recipe, engine: Engine, steps: int, classes: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of every turn, by name; bytes of a clip as the device receives it, and of what the teacher cache keeps of it."""
 
     def build(config: ModelConfig) -> VideoModel:
         torch.manual_seed(0)
@@ -85,7 +87,9 @@ def measure(recipe: Recipe, engine: Engine, steps: int, classes: int) -> dict[st
                 torch.cuda.synchronize()
             if number >= 3:  # the first ones warm up
                 seconds[name].append(time.perf_counter() - began)
-    return seconds
+    said = [value for output in everything.teach(frames[:2]).values() for value in (output.features, *output.logits.values())]
+    sizes = {"clip": frames[0].numel(), "stored": sum(2 * value[0].numel() + 4 for value in said)}
+    return seconds, sizes
 
 
 def main() -> None:
@@ -95,10 +99,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--classes", type=int, default=8)
+    parser.add_argument("--json", type=Path, help="write the medians there, for dtkd_edge.train.budget")
     options = parser.parse_args()
     recipe = recipes.load(options.recipe, options.overrides)
     engine = Engine(options.device, recipe.precision)
-    seconds = {name: np.array(values) for name, values in measure(recipe, engine, options.steps, options.classes).items()}
+    measured, sizes = measure(recipe, engine, options.steps, options.classes)
+    seconds = {name: np.array(values) for name, values in measured.items()}
     print(
         f"{recipe.name}, {recipe.distill.method}: batches of {recipe.train.batch_size}, {recipe.precision}, {engine.device.type}"
     )
@@ -111,6 +117,25 @@ def main() -> None:
     }.items():
         low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75])
         print(f"{name:18s} {middle:6.3f}   ({low:.3f} to {high:.3f})")
+    if options.json:
+        medians = {name: float(np.median(values)) for name, values in seconds.items()}
+        told = {
+            "recipe": recipe.name,
+            "method": recipe.distill.method,
+            "precision": recipe.precision,
+            "device": device_name(engine.device),
+            "batch": recipe.train.batch_size,
+            "teachers": sum(value for name, value in medians.items() if name.startswith("teacher ")),
+            **{name: medians[name] for name in ("student", "step", "cached")},
+            **sizes,
+        }
+        write_json(options.json, told)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
 
 
 if __name__ == "__main__":

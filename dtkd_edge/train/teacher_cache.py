@@ -5,12 +5,12 @@ each clip and not a new one in every epoch; in return the teachers run V times o
 of methods compared.
 
 FOLDER/TEACHER-KEY/view-V/
-    features.npy          float16 [clips, C, T', H', W'], the last tap; memory-mapped when read
+    features.npy          float16 [clips, C, T', H', W'], the last tap on the branch's grid; memory-mapped when read
     head-HEAD.npy         float16 [clips, K], the logits
     ….scale.npy           float32 [clips], what a clip's values are to be multiplied by: half precision then neither overflows
                           nor loses features that are small throughout; NaN for clips that did not decode
 
-KEY is a hash of the teachers' weights, the clips (path, size, time of change) and of all that makes a view.
+KEY is a hash of the teacher's weights, the clips (path, size, time of change) and of all that makes a view and its outputs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from dtkd_edge.data.dataset import ClipDataset
 from dtkd_edge.data.loader import Loader
+from dtkd_edge.distill.sdd import Grid
 from dtkd_edge.distill.task import DistillationTask, TeacherOutput
 from dtkd_edge.errors import DataError, InputError
 from dtkd_edge.files import atomic_folder, one_at_a_time
@@ -49,7 +50,8 @@ class TeacherCache:
         assert data.views is not None
         self.task, self.data, self.engine, self.device, self.workers = task, data, engine, engine.device, workers
         # Per teacher, so that a method that reads one of the two finds what a method that reads both has stored.
-        self.folders = {name: folder / f"{name}-{cache_key(t, data, engine.precision)}" for name, t in task.teachers.items()}
+        made_with = (engine.precision, task.config.branch.grid)
+        self.folders = {name: folder / f"{name}-{cache_key(t, data, *made_with)}" for name, t in task.teachers.items()}
         self._view = -1
         self._maps: dict[str, dict[str, Array]] = {}
 
@@ -131,9 +133,9 @@ class TeacherCache:
             self.data.set_epoch(before)
 
 
-def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32") -> str:
+def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32", grid: Grid = (4, 5, 5)) -> str:
     """16 hex digits that change with whatever the stored outputs depend on."""
-    digest = hashlib.sha256(b"" if precision == "fp32" else precision.encode())
+    digest = hashlib.sha256(f"{precision} {grid}".encode())
     for name, value in teacher.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

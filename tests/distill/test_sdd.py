@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from dtkd_edge.distill.sdd import (
@@ -13,6 +15,8 @@ from dtkd_edge.distill.sdd import (
     feature_distance,
     orthonormal,
     residual,
+    shrink_to_grid,
+    to_grid,
     unit_variance,
     variance,
 )
@@ -47,6 +51,17 @@ def test_phi_cannot_collapse():
     for scale in (1e-4, 1e4):
         assert torch.allclose(phi(x * scale), out, atol=1e-2)
     assert variance(out) > 0.5
+
+
+sides = st.tuples(*[st.integers(1, 9)] * 3)
+
+
+@given(shape=sides, grid=sides)
+def test_features_shrunk_before_they_are_stored_give_the_same_grid(shape, grid):
+    x = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    small = shrink_to_grid(x, grid)
+    assert tuple(small.shape[2:]) == tuple(map(min, shape, grid))
+    assert torch.allclose(to_grid(small, grid), to_grid(x, grid), atol=1e-12)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 3, 2, 4, 4), torch.full((1, 3, 1, 1, 1), 5.0), torch.ones(1, 3, 4, 4, 4) * 1e4])

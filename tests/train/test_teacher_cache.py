@@ -100,6 +100,8 @@ def test_the_key_is_of_all_that_the_outputs_depend_on(task: DistillationTask, cl
         cache_key(task.teachers["vit"], dataset(clips)),
         cache_key(cnn, dataset(clips, seed=1)),
         cache_key(cnn, dataset(clips, low=0.7)),
+        cache_key(cnn, dataset(clips), "bf16"),
+        cache_key(cnn, dataset(clips), "fp32", (2, 5, 5)),
         cache_key(cnn, dataset(clips.subset(range(39)))),
     ]
     changed = create_model("tsm_tiny", HEADS, frames=8, size=24, width=8)
