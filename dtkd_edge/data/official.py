@@ -49,11 +49,11 @@ def bad_line(path: Path, line: int, expected: str, found: str = "") -> DataError
 
 
 def need_root(config: DataConfig) -> Path:
-    if config.root is None:
+    if config.folder is None:
         raise DataError(f"data.root: kind {config.kind} needs the folder of the data set", "--set data.root=FOLDER")
-    if not config.root.is_dir():
-        raise DataError(f"{config.root}: no such folder", "check data.root")
-    return config.root
+    if not config.folder.is_dir():
+        raise DataError(f"{config.folder}: no such folder", "check data.root")
+    return config.folder
 
 
 def find_folder(
