@@ -83,12 +83,20 @@ def evaluate(
     confusion: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the confusion matrix there: a picture (.png), or .csv.")
     ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="epic100: write the challenge's result file there (.json or .zip).")
+    ] = None,
+    sls: Annotated[
+        str, typer.Option(metavar="PT,TL,TD", help="--submission: supervision of pre-training, labels and data, 0 to 5 each.")
+    ] = "2,3,3",
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """Accuracy of a run's student, or of an artefact, on the validation clips."""
     from dtkd_edge.train.command import evaluate as run
 
-    run(target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion)
+    run(
+        target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion, submission=submission, sls=sls
+    )  # fmt: skip
 
 
 @app.command()

@@ -128,6 +128,11 @@ class Catalogue:
         """Class numbers `[n]` of one head; of the first where none is named."""
         return self._labels[next(iter(self._labels)) if head is None else head]
 
+    @property
+    def labelled(self) -> bool:
+        """Whether every clip has its labels."""
+        return all((values >= 0).all() for values in self._labels.values())
+
     def subset(self, indices: Sequence[int] | Ints) -> Catalogue:
         """The clips of those numbers, in that order, with the same classes."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -155,13 +160,21 @@ def _seconds(time: np.float64) -> float | None:
 Opener = Callable[[DataConfig, Split], Catalogue]
 
 
-def open_split(config: DataConfig, split: Split) -> Catalogue:
-    """The clips of one side of a data set. Raises DataError for lists, folders or labels that do not fit."""
+def open_split(config: DataConfig, split: Split, *, unlabelled: bool = False) -> Catalogue:
+    """The clips of one side of a data set. Raises DataError for lists, folders or labels that do not fit.
+
+    unlabelled: whether the labels may be missing (-1), as those of EPIC-KITCHENS-100's test segments are.
+    """
     try:
         opener = SETS[config.kind]
     except KeyError:
         raise RecipeError(f"data.kind: {config.kind!r} is no known data set", f"one of: {', '.join(SETS)}") from None
-    return opener(config, split)
+    catalogue = opener(config, split)
+    if not unlabelled and not catalogue.labelled:
+        raise DataError(
+            f"data.{split}: {getattr(config, split)} has no labels", "such clips are only for: dtkd-edge eval --submission FILE"
+        )
+    return catalogue
 
 
 def student_subset(catalogue: Catalogue, clips: int | None, seed: int) -> Catalogue:

@@ -89,6 +89,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: not readable: {error.strerror or error}", "check the path and its permissions") from error
 
 
+def read_header(path: Path) -> list[str]:
+    """The names of a csv file's columns."""
+    _, first = next(read_lines(path), (1, ""))
+    return [name.strip() for name in first.split(",")]
+
+
 def read_table(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Line number and the wanted cells, in that order, of every row of a csv file with a header."""
     try:
@@ -228,10 +234,11 @@ def make_catalogue(
 
 
 def _without_repeats(rows: Rows) -> list[int]:
-    """The first of every clip (path and part of it). Says how many lines were repeats; DataError where labels differ."""
+    """The first of every clip (path, part of it, and id, where it has one). Says how many lines were repeats. DataError
+    where labels differ."""
     first: dict[object, int] = {}
     kept = []
-    parts = [rows.more[name] for name in ("times", "frames") if name in rows.more]
+    parts = [rows.more[name] for name in ("times", "frames", "ids") if name in rows.more]
     for i, stem in enumerate(rows.stems):
         key: object = (stem, *(part[i] for part in parts)) if parts else stem
         j = first.setdefault(key, i)
