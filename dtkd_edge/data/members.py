@@ -6,9 +6,9 @@ import http.client
 import random
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
@@ -17,7 +17,8 @@ from dtkd_edge.errors import DataError, DtkdEdgeError, NotHereError
 
 Place = Path | str  # of a file: a path, or a URL
 
-TRIES = 5
+TRIES = 8  # of a clip: about a minute, so that a server's restart costs no training
+TRIES_AT_ONCE = 3  # of the index, while a person waits
 FIRST_WAIT_S = 0.5  # before the second try; doubled before every later one
 LONGEST_WAIT_S = 60.0  # that a server may ask for with Retry-After
 TIMEOUT_S = 30.0  # without a byte
@@ -90,7 +91,7 @@ def shown(place: Place) -> str:
 
 def fetch(url: str) -> bytes:
     """All of a file. Raises as Member.read does."""
-    return _patiently(url, {}, lambda answer: _body(answer, answer.length))
+    return _patiently(url, {}, lambda answer: _body(answer, answer.length), TRIES_AT_ONCE)
 
 
 def _fetch(shard: Shard, offset: int, size: int) -> bytes:
@@ -107,7 +108,7 @@ def _fetch(shard: Shard, offset: int, size: int) -> bytes:
             raise _other(shard, int(total))
         return _body(answer, size)
 
-    return _patiently(url, {"Range": f"bytes={offset}-{offset + size - 1}"}, take, shard)
+    return _patiently(url, {"Range": f"bytes={offset}-{offset + size - 1}"}, take, TRIES, shard)
 
 
 def _body(answer: http.client.HTTPResponse, size: int | None) -> bytes:
@@ -117,15 +118,16 @@ def _body(answer: http.client.HTTPResponse, size: int | None) -> bytes:
     return data
 
 
-def _patiently(url: str, headers: dict[str, str], take: Any, shard: Shard | None = None) -> bytes:
+def _patiently(
+    url: str, headers: dict[str, str], take: Callable[[http.client.HTTPResponse], bytes], tries: int, shard: Shard | None = None
+) -> bytes:
     """What `take` makes of the answer, after as many tries as passing trouble needs."""
     request = Request(url, headers={"User-Agent": "dtkd-edge", "Accept-Encoding": "identity", **headers})
     wait = FIRST_WAIT_S
-    for left in range(TRIES - 1, -1, -1):
+    for left in range(tries - 1, -1, -1):
         try:
             with urlopen(request, timeout=TIMEOUT_S) as answer:
-                data: bytes = take(answer)
-                return data
+                return take(answer)
         except HTTPError as error:
             error.close()
             if error.code not in PASSING:
@@ -140,7 +142,7 @@ def _patiently(url: str, headers: dict[str, str], take: Any, shard: Shard | None
         if left:
             time.sleep(wait * random.uniform(0.75, 1.25))  # not all workers at the same moment
             wait *= 2
-    raise NotHereError(f"{shown(url)}: no answer after {TRIES} tries: {why}", f"check the server and the network, {ELSEWHERE}")
+    raise NotHereError(f"{shown(url)}: no answer after {tries} tries: {why}", f"check the server and the network, {ELSEWHERE}")
 
 
 def _refused(url: str, code: int, shard: Shard | None) -> DtkdEdgeError:
