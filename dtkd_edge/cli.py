@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dtkd_edge import __version__
-from dtkd_edge.errors import DtkdEdgeError
+from dtkd_edge.errors import DtkdEdgeError, UsageError
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
 
 app = typer.Typer(
@@ -83,12 +83,20 @@ def evaluate(
     confusion: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the confusion matrix there: a picture (.png), or .csv.")
     ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="epic100: write the challenge's result file there (.json or .zip).")
+    ] = None,
+    sls: Annotated[
+        str, typer.Option(metavar="PT,TL,TD", help="--submission: supervision of pre-training, labels and data, 0 to 5 each.")
+    ] = "2,3,3",
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """Accuracy of a run's student, or of an artefact, on the validation clips."""
     from dtkd_edge.train.command import evaluate as run
 
-    run(target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion)
+    run(
+        target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion, submission=submission, sls=sls
+    )  # fmt: skip
 
 
 @app.command()
@@ -297,12 +305,13 @@ def data_check(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or file: its data section is checked.")] = "quickstart",
     set_: Set = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Write a picture with frames of every class.")] = None,
+    sums: Annotated[bool, typer.Option("--sums", help="kind shards: hash every shard, as the index says.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """Read every clip of a data set: counts, broken files, class balance, copies, decoding speed."""
     from dtkd_edge.data.check import check
 
-    check(recipe, overrides=set_ or [], json=json, sheet=sheet)
+    check(recipe, overrides=set_ or [], json=json, sheet=sheet, sums=sums)
 
 
 @data_app.command("pack")
@@ -314,11 +323,23 @@ def data_pack(
     crf: Annotated[int, typer.Option(min=0, max=51, help="h264 quality: 0 best … 51 worst.")] = 20,
     keyframes: Annotated[int, typer.Option(min=1, help="Frames between two that can be jumped to.")] = 12,
     jobs: Annotated[int | None, typer.Option(min=1, help="Files at a time. [default: the cores]")] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tar shards (WebDataset) of N clips each, with an index, not files.")
+    ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="--shards: take whole files as they are, without encoding.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """Re-encode a data set to a short side, one file per clip, for quick reading."""
+    """Re-encode a data set to a short side, one file per clip or in tar shards, for quick reading."""
     from dtkd_edge.data.pack import Settings, pack
 
+    if copy and shards is None:
+        raise UsageError("--copy: goes with --shards N only", "add --shards 1000, or leave it out")
+    if shards is not None:
+        from dtkd_edge.data.pack_shards import pack_shards
+
+        options = Settings(short, crf, keyframes)
+        pack_shards(recipe, out, overrides=set_ or [], settings=options, per_shard=shards, copy=copy, jobs=jobs, json=json)
+        return
     pack(recipe, out, overrides=set_ or [], settings=Settings(short, crf, keyframes), jobs=jobs, json=json)
 
 

@@ -33,7 +33,9 @@ class DataConfig(_Section):
     """Where the clips come from and how one clip is cut out of a video."""
 
     kind: str = Field("motion", description="motion | order (generated), folder, csv, or a data set by its official files")
-    root: Path | None = Field(None, description="folder of the data set; generated sets: where to write them")
+    root: Path | str | None = Field(
+        None, description="folder of the data set; generated sets: where to write them; shards: also http(s)://…"
+    )
     train: str | None = Field(None, description="training list, relative to root (csv)")
     val: str | None = Field(None, description="validation list, relative to root (csv)")
     split: int = Field(1, ge=1, le=3, description="official split (hmdb51, ucf101)")
@@ -65,9 +67,23 @@ class DataConfig(_Section):
 
     @field_validator("root")
     @classmethod
-    def _from_anywhere(cls, root: Path | None) -> Path | None:
-        """A run's recipe is read again by eval and export, perhaps from another folder."""
-        return None if root is None else root.expanduser().absolute()
+    def _from_anywhere(cls, root: Path | str | None) -> Path | str | None:
+        """A run's recipe is read again by eval and export, perhaps from another folder. A text is a URL from here on."""
+        if root is None:
+            return None
+        scheme, colon, _ = str(root).partition("://")
+        if not colon:
+            return Path(root).expanduser().absolute()
+        if scheme.lower() not in ("http", "https"):
+            raise ValueError(f"{scheme}:// is not read: expected a folder, or http:// or https://")
+        return str(root)
+
+    @property
+    def folder(self) -> Path | None:
+        """The root of a kind that reads a folder."""
+        if isinstance(self.root, str):
+            raise RecipeError(f"data.root: kind {self.kind} reads a folder, not {self.root}", "kind shards reads URLs")
+        return self.root
 
 
 class AugmentConfig(_Section):

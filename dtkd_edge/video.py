@@ -5,13 +5,14 @@ Open a file inside the process that reads it: decoders do not survive a fork.
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +73,11 @@ class Video(Source):
     sampling, and cutting by time, mean the same in every file.
     """
 
-    def __init__(self, path: str | Path, *, timeout: float = DECODE_TIMEOUT_S) -> None:
+    def __init__(self, path: str | Path, *, data: bytes | None = None, timeout: float = DECODE_TIMEOUT_S) -> None:
+        """data: the file's bytes, where they are at hand; `path` then only names it in messages."""
         self.path = Path(path)
         self.timeout = timeout
-        self._reader = _open(self.path, timeout)
+        self._reader = _open(self.path, data, timeout)
         self._padded = False
         self.frames = len(self._reader)
         if self.frames < 1:
@@ -217,47 +219,50 @@ def read_input(
     return np.ascontiguousarray(clips.reshape(-1, *clips.shape[2:]))
 
 
-def _open(path: Path, timeout: float) -> Any:
-    if not path.is_file():
+def _open(path: Path, data: bytes | None, timeout: float) -> Any:
+    if data is not None:
+        why_not = _no_container(io.BytesIO(data), len(data))
+    elif not path.is_file():
         raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: not a file", "check the path")
-    try:
-        why_not = _no_container(path)
-    except OSError as error:
-        raise VideoError(f"{path}: not readable: {error.strerror or error}", "check its permissions") from error
+    else:
+        try:
+            with path.open("rb") as stream:
+                why_not = _no_container(stream, path.stat().st_size)
+        except OSError as error:
+            raise VideoError(f"{path}: not readable: {error.strerror or error}", "check its permissions") from error
     if why_not:
         raise VideoError(f"{path}: {why_not}", "copy or download it again, re-encode it, or leave it out")
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
-    return _bounded(lambda: decord.VideoReader(str(path), num_threads=1), path, timeout)
+    source = str(path) if data is None else io.BytesIO(data)  # decord keeps a copy of its own
+    return _bounded(lambda: decord.VideoReader(source, num_threads=1), path, timeout)
 
 
-def _no_container(path: Path) -> str:
+def _no_container(stream: BinaryIO, size: int) -> str:
     """Why a file cannot be a video, as far as its outline shows; empty where it may be one.
 
     The decoder would find out too, but writes to standard error about it, past every log level.
     """
-    size = path.stat().st_size
     if size == 0:
         return "the file is empty"
-    with path.open("rb") as stream:
-        head = stream.read(4096)
-        if not any(byte < 9 for byte in head):  # every container has such bytes in its header
-            return "no video: the file is text"
-        if head[4:8] != b"ftyp":
+    head = stream.read(4096)
+    if not any(byte < 9 for byte in head):  # every container has such bytes in its header
+        return "no video: the file is text"
+    if head[4:8] != b"ftyp":
+        return ""
+    # mp4 and mov: boxes of length and type. Without `moov`, the index, nothing can be decoded; it is often the last one.
+    at = 0
+    while at + 8 <= size:
+        stream.seek(at)
+        length, kind = struct.unpack(">I4s", stream.read(8))
+        if length == 1:
+            length = int.from_bytes(stream.read(8), "big")
+        if kind in (b"moov", b"moof"):
             return ""
-        # mp4 and mov: boxes of length and type. Without `moov`, the index, nothing can be decoded; it is often the last one.
-        at = 0
-        while at + 8 <= size:
-            stream.seek(at)
-            length, kind = struct.unpack(">I4s", stream.read(8))
-            if length == 1:
-                length = int.from_bytes(stream.read(8), "big")
-            if kind in (b"moov", b"moof"):
-                return ""
-            if length < 8:  # 0: the last box, to the end of the file
-                break
-            at += length
+        if length < 8:  # 0: the last box, to the end of the file
+            break
+        at += length
     return "the file is cut off (its index is missing)"
 
 

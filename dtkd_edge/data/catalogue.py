@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.data.members import Member, Place, Shard
 from dtkd_edge.errors import DataError, RecipeError
 from dtkd_edge.frames import FrameFolder, FrameRange
 from dtkd_edge.recipe import DataConfig
@@ -30,6 +31,7 @@ class Clip:
     """One labelled clip. start and end are seconds in the file; none: the whole file.
 
     frames given: a clip of raw frames; path is then their folder with the pattern of their names, such as `clip/img_%05d.jpg`.
+    member given: a file inside a tar shard; path is then that of the shard, with the file's name in it.
     """
 
     path: Path
@@ -37,27 +39,41 @@ class Clip:
     start: float | None = None
     end: float | None = None
     frames: FrameRange | None = None
+    member: Member | None = None
 
     def open(self) -> Source:
-        """What the clip is cut out of. Raises VideoError for what is missing or does not decode."""
+        """What the clip is cut out of. Raises VideoError for what is missing or does not decode; see Member.read for shards."""
+        if self.member is not None:
+            return Video(self.path, data=self.member.read())
         return Video(self.path) if self.frames is None else FrameFolder(self.path, self.frames)
+
+    def state(self) -> list[int]:
+        """Numbers that change when the file does; none where it is missing."""
+        if self.member is not None:
+            return self.member.state
+        try:
+            found = (self.path if self.frames is None else self.path.parent).stat()
+        except OSError:
+            return []
+        return [found.st_size, found.st_mtime_ns]
 
 
 class Catalogue:
     """Clips by number. Everything is kept in numpy arrays, so that 100,000 rows cost a few MB and do not grow in workers.
 
-    root: the folder that `paths` are relative to (absolute paths stay as they are).
+    root: the folder that `paths` are relative to (absolute paths stay as they are); a URL only names the data set.
     labels: one class number per clip for each head; classes: the names of each head's classes.
     times: `[n, 2]` seconds, not-a-number where the whole file is meant. groups: clips of one number (for example of one
     source video) that a split must not part. frames: `[n, 2]` number of the first raw frame and how many (0: all of the
     folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
-    parts: clips that are scored apart too, `{part: {head: bool [n]}}`.
+    parts: clips that are scored apart too, `{part: {head: bool [n]}}`. members: `[n, 3]` where a clip is a file inside one of
+    `shards`: the shard's number, offset and size in bytes.
     """
 
     def __init__(
         self,
         name: str,
-        root: Path,
+        root: Place,
         paths: Sequence[str] | NDArray[np.bytes_],
         labels: dict[str, Ints],
         classes: dict[str, list[str]],
@@ -68,6 +84,8 @@ class Catalogue:
         rates: NDArray[np.float64] | None = None,
         ids: NDArray[np.bytes_] | None = None,
         parts: dict[str, dict[str, NDArray[np.bool_]]] | None = None,
+        members: Ints | None = None,
+        shards: Sequence[Shard] = (),
     ) -> None:
         self.name = name
         self.root = root
@@ -75,6 +93,8 @@ class Catalogue:
         self.groups = groups
         self.ids = ids
         self.parts = parts or {}
+        self.shards = shards
+        self._members = members
         self._frames = frames
         self._rates = rates
         self._paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
@@ -91,6 +111,9 @@ class Catalogue:
             raise IndexError(index)
         start, end = (None, None) if self._times is None else (_seconds(t) for t in self._times[index])
         labels = {head: int(values[index]) for head, values in self._labels.items()}
+        if self._members is not None:
+            shard, offset, size = (int(n) for n in self._members[index])
+            return Clip(self.path(index), labels, start, end, member=Member(self.shards[shard], offset, size))
         if self._frames is None:
             return Clip(self.path(index), labels, start, end)
         first, count = (int(n) for n in self._frames[index])
@@ -98,11 +121,17 @@ class Catalogue:
         return Clip(self.path(index), labels, start, end, FrameRange(first, count, rate))
 
     def path(self, index: int) -> Path:
-        return self.root / os.fsdecode(self._paths[index])
+        name = os.fsdecode(self._paths[index])
+        return self.root / name if isinstance(self.root, Path) else Path(name)
 
     def labels(self, head: str | None = None) -> Ints:
         """Class numbers `[n]` of one head; of the first where none is named."""
         return self._labels[next(iter(self._labels)) if head is None else head]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every clip has its labels."""
+        return all((values >= 0).all() for values in self._labels.values())
 
     def subset(self, indices: Sequence[int] | Ints) -> Catalogue:
         """The clips of those numbers, in that order, with the same classes."""
@@ -119,6 +148,8 @@ class Catalogue:
             rates=None if self._rates is None else self._rates[chosen],
             ids=None if self.ids is None else self.ids[chosen],
             parts={part: {head: mask[chosen] for head, mask in masks.items()} for part, masks in self.parts.items()},
+            members=None if self._members is None else self._members[chosen],
+            shards=self.shards,
         )
 
 
@@ -129,13 +160,21 @@ def _seconds(time: np.float64) -> float | None:
 Opener = Callable[[DataConfig, Split], Catalogue]
 
 
-def open_split(config: DataConfig, split: Split) -> Catalogue:
-    """The clips of one side of a data set. Raises DataError for lists, folders or labels that do not fit."""
+def open_split(config: DataConfig, split: Split, *, unlabelled: bool = False) -> Catalogue:
+    """The clips of one side of a data set. Raises DataError for lists, folders or labels that do not fit.
+
+    unlabelled: whether the labels may be missing (-1), as those of EPIC-KITCHENS-100's test segments are.
+    """
     try:
         opener = SETS[config.kind]
     except KeyError:
         raise RecipeError(f"data.kind: {config.kind!r} is no known data set", f"one of: {', '.join(SETS)}") from None
-    return opener(config, split)
+    catalogue = opener(config, split)
+    if not unlabelled and not catalogue.labelled:
+        raise DataError(
+            f"data.{split}: {getattr(config, split)} has no labels", "such clips are only for: dtkd-edge eval --submission FILE"
+        )
+    return catalogue
 
 
 def student_subset(catalogue: Catalogue, clips: int | None, seed: int) -> Catalogue:
@@ -188,7 +227,7 @@ def _generated(config: DataConfig, split: Split) -> Catalogue:
     from dtkd_edge.data.motion import default_folder, generate
 
     wanted = (config.kind, config.clips, config.val_clips, config.frame_size, config.seed)
-    folder = generate(config.root or default_folder(*wanted), *wanted)
+    folder = generate(config.folder or default_folder(*wanted), *wanted)
     return read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv", config)[split]
 
 
@@ -207,6 +246,7 @@ SETS: dict[str, Opener] = {
     "order": _generated,
     "folder": _from("folder", "open_folder"),
     "csv": _from("lists", "open_lists"),
+    "shards": _from("shards", "open_shards"),
     "video-list": _from("mmaction", "open_video_list"),
     "frame-list": _from("mmaction", "open_frame_list"),
     "hmdb51": _from("hmdb51", "open_hmdb51"),

@@ -1,7 +1,8 @@
 """EPIC-KITCHENS-100 by its official csv of 15 columns: two heads, verb (97 classes) and noun (300). No torch.
 
 The class counts come from the class files. Clips are cut out of whole videos (`P01/videos/P01_01.MP4`) by timestamp, or, with
-data.frame_names, are raw frames (`P01/rgb_frames/P01_01/frame_0000000001.jpg`) from start_frame to stop_frame.
+data.frame_names, are raw frames (`P01/rgb_frames/P01_01/frame_0000000001.jpg`) from start_frame to stop_frame. The list of test
+segments (`data.val=EPIC_100_test_timestamps.csv`) has no labels: they are -1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dtkd_edge.data.official import (
     find_folder,
     make_catalogue,
     need_root,
+    read_header,
     read_table,
     whole_number,
 )
@@ -30,9 +32,9 @@ from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
 COLUMNS = (
-    "narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame", "verb_class",
-    "noun_class",
+    "narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "start_frame", "stop_frame",
 )  # fmt: skip
+LABELS = ("verb_class", "noun_class")
 LISTS = ("epic-kitchens-100-annotations", "annotations", ".")
 VIDEOS = ("{p}/videos/{v}", "videos/{p}/{v}", "videos/{v}", "{p}/{v}", "{v}")
 FRAMES = ("{p}/rgb_frames/{v}", "rgb_frames/{p}/{v}", "rgb_frames/{v}", "frames/{p}/{v}", "frames/{v}", "{p}/{v}", "{v}")
@@ -54,16 +56,17 @@ def open_epic100(config: DataConfig, split: Split) -> Catalogue:
     people: list[str] = []
     raw = config.frame_names is not None
     rates: dict[str, tuple[float, float]] = {}
-    for line, (clip, person, video, start, stop, first, last, verb, noun) in read_table(source, COLUMNS):
+    labelled = split == "train" or bool({*LABELS} & {*read_header(source)})
+    columns = (*COLUMNS, *LABELS) if labelled else COLUMNS
+    for line, (clip, person, video, start, stop, first, last, *numbers) in read_table(source, columns):
         if not person or not video or "/" in person + video:
             raise bad_line(source, line, "participant_id and video_id", f"{person},{video}")
         times = (_clock(start, source, line), _clock(stop, source, line))
         if times[1] <= times[0]:
             raise bad_line(source, line, "stop_timestamp after start_timestamp", f"{start},{stop}")
-        labels = {
-            "verb": whole_number(verb, source, line, "verb_class", len(classes["verb"])),
-            "noun": whole_number(noun, source, line, "noun_class", len(classes["noun"])),
-        }
+        labels = dict.fromkeys(HEADS, -1)
+        for head, number in zip(HEADS, numbers, strict=False):
+            labels[head] = whole_number(number, source, line, f"{head}_class", len(classes[head]))
         people.append(person)
         if raw:
             one, end = (whole_number(n, source, line, "start_frame and stop_frame") for n in (first, last))
@@ -80,7 +83,7 @@ def open_epic100(config: DataConfig, split: Split) -> Catalogue:
         raise DataError(f"{source}: the list is empty", "take the official file again")
     files, layout = _layout(root, config, rows)
     places = {stem: files.find(_place(layout, stem)) for stem in dict.fromkeys(rows.stems)}
-    return make_catalogue(config, rows, files, classes, places.get, _parts(lists, people, rows))
+    return make_catalogue(config, rows, files, classes, places.get, _parts(lists, people, rows) if labelled else {})
 
 
 def _classes(lists: Path, head: str) -> list[str]:

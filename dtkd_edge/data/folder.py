@@ -27,7 +27,7 @@ def open_folder(config: DataConfig, split: Split) -> Catalogue:
 
 
 def _sides(config: DataConfig) -> dict[str, Catalogue]:
-    root = config.root
+    root = config.folder
     if root is None:
         raise DataError("data.root: kind folder needs the folder of the data set", "--set data.root=FOLDER")
     if not root.is_dir():

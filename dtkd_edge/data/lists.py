@@ -42,9 +42,9 @@ def open_lists(config: DataConfig, split: Split) -> Catalogue:
     """`kind: csv`: data.train and, where given, data.val."""
     if config.train is None:
         raise DataError("data.train: kind csv needs a training list", "--set data.train=LIST.csv")
-    train = find_list(config.root, config.train, "data.train")
-    val = None if config.val is None else find_list(config.root, config.val, "data.val")
-    return read_lists("csv", config.root or train.parent, train, val, config)[split]
+    train = find_list(config.folder, config.train, "data.train")
+    val = None if config.val is None else find_list(config.folder, config.val, "data.val")
+    return read_lists("csv", config.folder or train.parent, train, val, config)[split]
 
 
 def read_lists(name: str, root: Path, train: Path, val: Path | None, config: DataConfig) -> dict[str, Catalogue]:

@@ -31,8 +31,8 @@ def open_frame_list(config: DataConfig, split: Split) -> Catalogue:
 def _open(config: DataConfig, split: Split, raw_frames: bool) -> Catalogue:
     if config.train is None:
         raise DataError(f"data.train: kind {config.kind} needs a training list", "--set data.train=LIST.txt")
-    train = find_list(config.root, config.train, "data.train")
-    base = config.root or train.parent
+    train = find_list(config.folder, config.train, "data.train")
+    base = config.folder or train.parent
     folder = base / config.videos if config.videos else base
     names = listed_classes(train.parent) or listed_classes(base)
     if split == "train" or config.val is None:
@@ -41,7 +41,7 @@ def _open(config: DataConfig, split: Split, raw_frames: bool) -> Catalogue:
         return whole if config.val is not None else split_off(whole, config)[split]
     if names is None:
         names = _read(config, train, folder, None, raw_frames).classes[HEAD]
-    return _read(config, find_list(config.root, config.val, "data.val"), folder, names, raw_frames)
+    return _read(config, find_list(config.folder, config.val, "data.val"), folder, names, raw_frames)
 
 
 def _read(config: DataConfig, source: Path, folder: Path, names: list[str] | None, raw_frames: bool) -> Catalogue:

@@ -49,11 +49,11 @@ def bad_line(path: Path, line: int, expected: str, found: str = "") -> DataError
 
 
 def need_root(config: DataConfig) -> Path:
-    if config.root is None:
+    if config.folder is None:
         raise DataError(f"data.root: kind {config.kind} needs the folder of the data set", "--set data.root=FOLDER")
-    if not config.root.is_dir():
-        raise DataError(f"{config.root}: no such folder", "check data.root")
-    return config.root
+    if not config.folder.is_dir():
+        raise DataError(f"{config.folder}: no such folder", "check data.root")
+    return config.folder
 
 
 def find_folder(
@@ -87,6 +87,12 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line.rstrip("\r\n")
     except OSError as error:
         raise DataError(f"{path}: not readable: {error.strerror or error}", "check the path and its permissions") from error
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of a csv file's columns."""
+    _, first = next(read_lines(path), (1, ""))
+    return [name.strip() for name in first.split(",")]
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
@@ -228,10 +234,11 @@ def make_catalogue(
 
 
 def _without_repeats(rows: Rows) -> list[int]:
-    """The first of every clip (path and part of it). Says how many lines were repeats; DataError where labels differ."""
+    """The first of every clip (path, part of it, and id, where it has one). Says how many lines were repeats. DataError
+    where labels differ."""
     first: dict[object, int] = {}
     kept = []
-    parts = [rows.more[name] for name in ("times", "frames") if name in rows.more]
+    parts = [rows.more[name] for name in ("times", "frames", "ids") if name in rows.more]
     for i, stem in enumerate(rows.stems):
         key: object = (stem, *(part[i] for part in parts)) if parts else stem
         j = first.setdefault(key, i)

@@ -17,7 +17,7 @@ import json as json_
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -28,10 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.console import progress, say, write_result
-from dtkd_edge.data.catalogue import Catalogue, Clip, open_split
-from dtkd_edge.data.check import data_config, name_of, state_of
+from dtkd_edge.data.catalogue import Catalogue, Clip, Split, open_split
+from dtkd_edge.data.check import data_config, name_of, too_many_broken
 from dtkd_edge.data.encode import encode, require_av
 from dtkd_edge.data.lists import HEAD
+from dtkd_edge.data.members import Place
 from dtkd_edge.errors import DataError, VideoError
 from dtkd_edge.files import atomic_path, disk_errors, one_at_a_time, write_json, write_text
 from dtkd_edge.preprocess import resize_box
@@ -42,7 +43,7 @@ VERSION = 1
 CHUNK = 32  # frames in memory at a time
 CHECKED = 3  # frames whose pixels are compared
 TOLERANCE = 16.0  # of 255: largest mean difference of a frame; h264 at useful qualities stays below 5
-SIDES = ("train", "val")
+SIDES: tuple[Split, ...] = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -74,29 +75,27 @@ def pack(
     decode (what was packed stays), and where `out` holds something else."""
     require_av()
     config = data_config(source, overrides)
-    catalogues = {side: open_split(config, side) for side in SIDES}  # type: ignore[arg-type]
+    catalogues = {side: open_split(config, side) for side in SIDES}
     clips = {side: [catalogue[i] for i in range(len(catalogue))] for side, catalogue in catalogues.items()}
-    names = _names([clip for side in SIDES for clip in clips[side]], {side: catalogues[side].root for side in SIDES})
+    names = clip_names([clip for side in SIDES for clip in clips[side]], {side: catalogues[side].root for side in SIDES})
     began = time.perf_counter()
     with disk_errors(out), one_at_a_time(out):
-        _claim(out, {"version": VERSION, "kind": config.kind, **asdict(settings)})
+        claim(out, {"version": VERSION, "kind": config.kind, **asdict(settings)})
         done = _Journal(out / JOURNAL)
-        work = {name: clip for clip, name in ((c, names[_key(c)]) for side in SIDES for c in clips[side])}
+        work = {name: clip for clip, name in ((c, names[clip_key(c)]) for side in SIDES for c in clips[side])}
         made = _pack_all(out, work, settings, done, jobs)
         broken = {name: found.broken for name in work if (found := done.found[name]).broken}
         for name, why in sorted(broken.items()):
             say(f"left out: {name_of(work[name])}: {why}")
-        if len(broken) > config.max_broken * len(work):
-            raise DataError(
-                f"{out}: {len(broken)} of {len(work)} clips do not decode, more than data.max_broken = {config.max_broken:g}",
-                "repair or remove them, or raise data.max_broken; what is packed stays",
-            )
         for side in SIDES:
-            _write_list(out / f"{side}.csv", catalogues[side], [names[_key(clip)] for clip in clips[side]], set(broken))
-        _write_classes(out, catalogues["train"].classes)
+            files = {names[clip_key(clip)] for clip in clips[side]}
+            too_many_broken(f"{out}: {side}", len(files & set(broken)), len(files), config.max_broken, "; what is packed stays")
+        for side in SIDES:
+            _write_list(out / f"{side}.csv", catalogues[side], [names[clip_key(clip)] for clip in clips[side]], set(broken))
+        write_classes(out, catalogues["train"].classes)
     result: dict[str, Any] = {
         "out": str(out),
-        "clips": {side: sum(names[_key(clip)] not in broken for clip in clips[side]) for side in SIDES},
+        "clips": {side: sum(names[clip_key(clip)] not in broken for clip in clips[side]) for side in SIDES},
         "made": made,
         "broken": broken,
         "bytes": sum(done.found[name].size for name in work),
@@ -112,16 +111,16 @@ def pack(
     return result
 
 
-def _key(clip: Clip) -> tuple[object, ...]:
+def clip_key(clip: Clip) -> tuple[object, ...]:
     return (clip.path, clip.start, clip.end, clip.frames)
 
 
-def _names(clips: list[Clip], roots: dict[str, Path]) -> dict[tuple[object, ...], str]:
+def clip_names(clips: list[Clip], roots: Mapping[Split, Place]) -> dict[tuple[object, ...], str]:
     """A path below OUT for every clip: that of its source below the data set's folder, and which part of it."""
     names: dict[tuple[object, ...], str] = {}
     taken: set[str] = set()
     for clip in clips:
-        if _key(clip) in names:
+        if clip_key(clip) in names:
             continue
         place = clip.path if clip.frames is None else clip.path.parent
         root = next((root for root in roots.values() if place.is_relative_to(root) and ".." not in place.parts), None)
@@ -144,11 +143,11 @@ def _names(clips: list[Clip], roots: dict[str, Path]) -> dict[tuple[object, ...]
             name = f"videos/{stem}{part}-{number}.mp4"
             number += 1
         taken.add(name)
-        names[_key(clip)] = name
+        names[clip_key(clip)] = name
     return names
 
 
-def _claim(out: Path, wanted: dict[str, Any]) -> None:
+def claim(out: Path, wanted: dict[str, Any]) -> None:
     """Make OUT, or go on with it. Raises DataError where it holds anything else."""
     file = out / SETTINGS
     if file.is_file():
@@ -207,13 +206,13 @@ class _Journal:
 
 def _pack_all(out: Path, work: dict[str, Clip], settings: Settings, done: _Journal, jobs: int | None) -> int:
     """Make what is not there yet, by threads: decoder and encoder let go of the interpreter lock. Returns how many were made."""
-    todo = [name for name, clip in sorted(work.items()) if not done.has(name, state_of(clip), out / name)]
+    todo = [name for name, clip in sorted(work.items()) if not done.has(name, clip.state(), out / name)]
     if len(todo) < len(work):
         say(f"{out}: {len(work) - len(todo)} of {len(work)} clips are packed already")
 
     def one(name: str) -> None:
         clip = work[name]
-        packed = Packed(state_of(clip))
+        packed = Packed(clip.state())
         try:
             pack_clip(clip, out / name, settings, packed)
         except VideoError as error:
@@ -293,7 +292,7 @@ def _write_list(path: Path, catalogue: Catalogue, names: list[str], broken: set[
         aside.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
-def _write_classes(out: Path, classes: dict[str, list[str]]) -> None:
+def write_classes(out: Path, classes: dict[str, list[str]]) -> None:
     for head, names in classes.items():
         file = "classes.txt" if list(classes) == [HEAD] else f"classes.{head}.txt"
         write_text(out / file, "".join(f"{name}\n" for name in names))

@@ -143,23 +143,39 @@ def evaluate(
     json: str | None = None,
     data: Path | None = None,
     confusion: Path | None = None,
+    submission: Path | None = None,
+    sls: str = "2,3,3",
 ) -> dict[str, Any]:
     """Scores of a run's student or of an artefact on the run's validation clips, or on `data` or `--set data.…`.
 
     confusion: where to write the confusion matrix, as a picture or as .csv; with several heads one file each, NAME-HEAD.png.
+    submission: where to write EPIC-KITCHENS-100's result file, .json or .zip; sls: its levels of supervision. The segments then
+    need no labels.
     """
+    from dtkd_edge.train import submission as challenge
     from dtkd_edge.train.scores import write_confusion
     from dtkd_edge.train.testing import evaluate_target
 
-    result, scores, labels = evaluate_target(target, overrides, parse_views(views), data)
+    levels = challenge.parse_levels(sls)
+    if submission is not None:
+        challenge.check_file(submission)
+    done = evaluate_target(target, overrides, parse_views(views), data, submission=submission is not None)
+    result = done.result
+    if submission is not None:
+        missing = challenge.write_submission(submission, done.scores, done.catalogue, done.numbers, levels)
+        result["submission"] = {"file": str(submission), "segments": result["n"], "missing": missing, **levels}
     if json:
         write_result(result, json)
-    if json != "-":
+    if json != "-" and result["heads"]:
         print_table(_eval_table(result))
-    if confusion is not None:
-        for head, names in labels.items():
-            path = confusion if len(labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
-            write_confusion(path, scores.confusion(head), names)
+    if submission is not None:
+        say(f"submission: {submission}: {result['n']} segments" + ("" if result["heads"] else ", which have no labels to score"))
+        if missing:
+            say(f"{submission}: lacks {len(missing)} segments that do not decode, such as {missing[0]}: the challenge wants all")
+    if confusion is not None and result["heads"]:
+        for head, names in done.labels.items():
+            path = confusion if len(done.labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
+            write_confusion(path, done.scores.confusion(head), names)
             say(f"confusion matrix of {head}: {path}")
     return result
 

@@ -142,9 +142,7 @@ def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32", g
     digest.update(repr(teacher.info).encode())
     digest.update(json.dumps(data.describe(), sort_keys=True).encode())
     for clip in (data.catalogue[index] for index in range(len(data))):
-        there = clip.path if clip.frames is None else clip.path.parent
-        status = there.stat() if there.exists() else None
-        changed = (status.st_size, status.st_mtime_ns) if status else None
+        changed = tuple(clip.state()) or None
         frames = "" if clip.frames is None else f" {clip.frames}"
         digest.update(f"{clip.path} {clip.start} {clip.end} {changed}{frames}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]

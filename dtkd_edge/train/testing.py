@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,33 @@ from dtkd_edge.errors import DataError, InputError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.runs import find_run
 from dtkd_edge.train.scores import Scores
+from dtkd_edge.train.submission import check_data
 from dtkd_edge.video import read_input
 
 # uint8 RGB [views, T, S, S, 3] → {head: logits [views, K]}
 Predict = Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
 
 
+@dataclass
+class Evaluation:
+    """result: what is printed. scores: log-probabilities of the model's classes. labels: their names, per head. numbers: per head
+    the model's class number of each of the catalogue's classes, -1 where it has none."""
+
+    result: dict[str, Any]
+    scores: Scores
+    labels: dict[str, list[str]]
+    catalogue: Catalogue
+    numbers: dict[str, list[int]]
+
+
 def evaluate_target(
-    target: Path | None, overrides: list[str], views: tuple[int, int], data: Path | None = None
-) -> tuple[dict[str, Any], Scores, dict[str, list[str]]]:
-    """Mean of the softmax over temporal × spatial views of every validation clip → the result, its scores, the labels.
+    target: Path | None, overrides: list[str], views: tuple[int, int], data: Path | None = None, *, submission: bool = False
+) -> Evaluation:
+    """Mean of the softmax over temporal × spatial views of every validation clip.
 
     data: other labelled videos than the run's own, a folder or a csv list. Their classes are matched to the model's by name;
-    clips of classes that it does not know are counted and left out.
+    clips of classes that it does not know are counted and left out. submission: every segment is wanted, labelled or not, and no
+    video may be missing.
     """
     predict, preprocess, labels, run, name = _open(target)
     if data is not None:
@@ -41,13 +56,19 @@ def evaluate_target(
         config = recipes.load(run / "recipe.yaml", overrides).data
     else:
         config = recipes.load("folder", overrides).data
-    catalogue = open_split(config, "val")
+    if submission:
+        config = config.model_copy(update={"max_missing": 0.0})
+    catalogue = open_split(config, "val", unlabelled=submission)
+    if submission:
+        check_data(catalogue)
     numbers = _match(labels, catalogue.classes, name)
     probabilities: dict[str, list[NDArray[np.float64]]] = {head: [] for head in labels}
     wanted: dict[str, list[int]] = {head: [] for head in labels}
     index: list[int] = []
     broken = 0
-    known = [i for i in range(len(catalogue)) if min(numbers[head][catalogue.labels(head)[i]] for head in labels) >= 0]
+    known = list(range(len(catalogue)))
+    if not submission:
+        known = [i for i in known if min(numbers[head][catalogue.labels(head)[i]] for head in labels) >= 0]
     unknown = len(catalogue) - len(known)
     with progress("eval", len(known)) as bar:
         for i, frames in _read_ahead(catalogue, known, preprocess, views):
@@ -59,23 +80,25 @@ def evaluate_target(
             index.append(i)
             for head, logits in predict(frames).items():
                 probabilities[head].append(softmax(logits).mean(0))
-                wanted[head].append(numbers[head][catalogue.labels(head)[i]])
+                label = catalogue.labels(head)[i]
+                wanted[head].append(numbers[head][label] if label >= 0 else -1)
     if not index:
         raise DataError("no validation clip decodes", "look at them with: dtkd-edge data check")
     with np.errstate(divide="ignore"):  # a probability of 0 is a score of -inf
         logs = {head: np.log(np.stack(rows)) for head, rows in probabilities.items()}
     scores = Scores(logs, {head: np.array(own) for head, own in wanted.items()}, index=np.array(index))
-    parts = {part: scores.part(masks) for part, masks in catalogue.parts.items()}
+    scored = catalogue.labelled and all((own >= 0).all() for own in scores.labels.values())
+    parts = {part: scores.part(masks) for part, masks in catalogue.parts.items()} if scored else {}
     result = {
         "target": name,
         "views": f"{views[0]}x{views[1]}",
         "n": len(scores),
         "broken": broken,
         **({"unknown": unknown} if unknown else {}),
-        "heads": {head: _row(scores, head) for head in scores.heads},
+        "heads": {head: _row(scores, head) for head in scores.heads} if scored else {},
         **({"parts": parts} if parts else {}),
     }
-    return result, scores, labels
+    return Evaluation(result, scores, labels, catalogue, numbers)
 
 
 def _read_ahead(

@@ -144,6 +144,18 @@ def epic100(root: Path, *, frames: bool = False, rate: int = 20, clips: int = 8)
     return root
 
 
+def epic100_test(root: Path, *, rate: int = 20, clips: int = 6) -> Path:
+    """The list of unlabelled test segments, of 8 columns, and its video; the last two have the same times, and other ids."""
+    with (root / "epic-kitchens-100-annotations/EPIC_100_test_timestamps.csv").open("w", newline="") as stream:
+        stream.write(",".join(EPIC_COLUMNS.split(",")[:8]) + "\n")
+        writer = csv.writer(stream, lineterminator="\n")
+        for i in range(clips):
+            at = 0.5 * min(i, clips - 2)
+            writer.writerow(epic_row(f"P03_21_{i}", at, at + 1, 0, 0, rate)[:8])
+    video(root / "EPIC-KITCHENS/P03/videos/P03_21.MP4", seed=3, frames=int((0.5 * clips + 1) * rate), rate=rate)
+    return root
+
+
 def numbered_video(path: Path, count: int, rate: int) -> Path:
     """Frame i is grey of level 4·i: which frames were read can be told from the pixels."""
     frames = np.repeat(np.arange(count, dtype=np.uint8) * 4, 32 * 32 * 3).reshape(count, 32, 32, 3)

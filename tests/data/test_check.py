@@ -60,8 +60,21 @@ def test_broken_files_and_copies_are_named(broken_folder: Path, capfd: pytest.Ca
     out, err = capfd.readouterr()
     assert "broken files" in out
     assert "empty.mp4: the file is empty" in err
-    with pytest.raises(DataError, match=r"10 of 27 files are broken, more than data\.max_broken = 0\.05"):
+    with pytest.raises(DataError, match=r"train: 5 of 14 do not decode, more than data\.max_broken = 0\.05"):
         check("folder", overrides=override[:1], json=None)
+
+
+def test_each_side_may_have_its_share_of_broken_files(motion_folder: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(motion_folder, tmp_path / "set"))
+    override = [f"data.root={root}"]
+    for i in range(2):
+        (root / f"videos/train/00000{i}.mp4").write_bytes(b"")
+    assert len(check("folder", overrides=override, json="-")["train"]["broken"]) == 2  # of 40
+    for i in range(2):
+        (root / f"videos/train/00000{i}.mp4").write_bytes((root / "videos/train/000009.mp4").read_bytes())
+        (root / f"videos/val/00000{i}.mp4").write_bytes(b"")
+    with pytest.raises(DataError, match=r"val: 2 of 16 do not decode"):  # of both sides together it would be 2 of 56
+        check("folder", overrides=override, json="-")
 
 
 def test_an_interrupted_check_goes_on(

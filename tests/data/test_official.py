@@ -407,4 +407,4 @@ def test_sets_are_told_apart_by_their_module_only_when_opened() -> None:
 
     code = "import sys, dtkd_edge.data.catalogue as c; print(sorted(m for m in sys.modules if m.startswith('dtkd_edge.data.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['dtkd_edge.data.catalogue']"
+    assert done.stdout.strip() == "['dtkd_edge.data.catalogue', 'dtkd_edge.data.members']"

@@ -96,7 +96,7 @@ def test_clips_of_long_videos_and_raw_frames_become_files_with_two_heads(tmp_pat
 def test_broken_clips_are_left_out_or_stop_it(broken_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     out = tmp_path_factory.mktemp("pack") / "out"
     override = [f"data.root={broken_folder}"]
-    with pytest.raises(DataError, match=r"5 of 13 clips do not decode, more than data\.max_broken = 0\.05"):
+    with pytest.raises(DataError, match=r"train: \d of \d+ do not decode, more than data\.max_broken = 0\.05"):
         pack("folder", out, overrides=override, settings=SMALL)
     assert not (out / "train.csv").exists() and len(list(out.rglob("*.mp4"))) == 8
     result = pack("folder", out, overrides=[*override, "data.max_broken=0.5"], settings=SMALL)
@@ -138,7 +138,7 @@ def test_a_file_that_is_not_what_it_should_be_gets_no_name(wide: Path, tmp_path:
     ):
         monkeypatch.setattr(module, "encode", wrong)
         out = tmp_path / f"out{number}"
-        with pytest.raises(DataError, match="9 of 9 clips do not decode"):
+        with pytest.raises(DataError, match=r"train: (\d) of \1 do not decode"):
             pack("folder", out, overrides=[f"data.root={wide}"], settings=SMALL)
         assert not list(out.rglob("*.mp4"))
         assert said in (out / "pack.jsonl").read_text()
