@@ -8,7 +8,7 @@ from html import escape
 
 from dtkd_edge import plots
 from dtkd_edge.benchmarks.record import Record
-from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query
+from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, shown
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.page import document, figure
 
@@ -24,15 +24,21 @@ def page(records: Sequence[Record]) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{devices}</p>' if devices else "",
-        f'<p class="soft small">{escape(records[-1].created)}</p>' if records else "",
+        f'<p class="soft small">{escape(_dates(records))}</p>' if records else "",
         _tiles(ok),
         "<h2>Rows</h2>",
-        _table(records),
+        _table(shown(records)),
         *(f'<p class="soft small">{escape(line)}</p>' for line in legend(records) if not line.startswith("Device:")),
         _plots(ok, colors),
         _environment(records),
     ]
     return document(title, "".join(body))
+
+
+def _dates(records: Sequence[Record]) -> str:
+    """When the rows were measured: a run's page has the newest of each, perhaps of several benches."""
+    first, last = (pick(r.created for r in records) for pick in (min, max))
+    return first if first == last else f"{first} to {last}"
 
 
 def series_name(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, Accuracy, Record
@@ -76,14 +77,14 @@ def cells(record: Record) -> tuple[str, ...]:
     where = " · ".join(part for part in (record.backend, record.device.kind + unit) if part)
     if record.device.host:
         where += f" · {record.device.host}"
-    if record.status == "unsupported":
+    if record.status != "ok":
         return (
             record.label,
             where,
             precision(record),
             record.scenario,
             *["–"] * 6,
-            f"unsupported: {record.reason}",
+            f"{record.status}: {record.reason}",
         )
     accuracy = record.accuracy
     half = 50 * (accuracy.top1_interval[1] - accuracy.top1_interval[0]) if accuracy else 0.0
@@ -100,6 +101,17 @@ def cells(record: Record) -> tuple[str, ...]:
         record.telemetry.throttled,
         "; ".join(remarks(record)),
     )
+
+
+def shown(records: Sequence[Record]) -> list[Record]:
+    """The records as rows: those of one artefact and device that are not ok for one reason are one, with all its scenarios."""
+    rows: dict[object, Record] = {}
+    for number, record in enumerate(records):
+        key = (record.label, record.device.name, record.device.host, record.status, record.reason)
+        alike = rows.get(key) if record.status != "ok" else None
+        names = f"{alike.scenario}, {record.scenario}" if alike else record.scenario
+        rows[number if record.status == "ok" else key] = record.model_copy(update={"scenario": names})
+    return list(rows.values())
 
 
 def legend(records: list[Record]) -> list[str]:
@@ -155,6 +167,7 @@ def table(records: list[Record], width: int = PIPE_WIDTH) -> tuple[Table, list[s
     """
     from rich.table import Table
 
+    records = shown(records)
     for level in range(LEVELS):
         names, rows = _fitted(records, level)
         widths = [max(len(text) for text in column) for column in zip(names, *rows, strict=True) if column[0] != "notes"]
@@ -195,7 +208,7 @@ def _fitted(records: list[Record], level: int) -> tuple[list[str], list[list[str
 
 def markdown(records: list[Record]) -> str:
     """A GitHub table, the legend, and the command that makes it again."""
-    rows = [cells(r) for r in records]
+    rows = [cells(r) for r in shown(records)]
     lines = [
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join("---:" if c in RIGHT else "---" for c in COLUMNS) + "|",

@@ -239,13 +239,6 @@ def test_a_run_that_cannot_be_written_to_is_measured_all_the_same(
     assert said.err.count("not kept: ") == 1 and "onnx-fp32" in said.out
 
 
-def test_a_changed_artefact_is_refused_before_anything_runs(run_folder: Path) -> None:
-    (run_folder / "export" / "onnx-fp32" / "model.onnx").write_bytes(b"other")
-    done = run_cli("bench", run_folder, cwd=run_folder.parent)
-    assert done.returncode == 3 and "changed since it was exported" in done.stderr
-    assert not (run_folder / "bench.jsonl").exists()
-
-
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_rows_that_are_whole(run_folder: Path) -> None:
     command = [sys.executable, "-m", "dtkd_edge", "bench", run_folder, "--clips", "0", "--min-seconds", "1.5", "--threads", "1"]
@@ -358,5 +351,5 @@ def test_a_device_that_disappears_is_a_row(onnx_artifact: Path, monkeypatch: pyt
         return infer(self, inputs)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "_infer", lost)
-    with pytest.raises(MissingDevice, match="failed while it ran: the GPU has fallen off the bus"):
+    with pytest.raises(MissingDevice, match="rows lost: while it ran: the GPU has fallen off the bus"):
         bench([onnx_artifact], device="cpu", clips=0, **QUICK)
