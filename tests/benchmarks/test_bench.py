@@ -35,7 +35,7 @@ from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import DataError, InputError, MissingDevice, UsageError
-from dtkd_edge.plots import log_ticks, nice_ticks, pareto
+from dtkd_edge.plots import CHARACTER, HEIGHT, LINE, WIDTH, Point, log_ticks, nice_ticks, pareto, scatter
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import read_input
@@ -321,6 +321,28 @@ def test_the_pareto_front_is_what_nothing_beats(points: list[tuple[int, int]]) -
     for x, y in points:
         beaten = any((a <= x and b >= y) and (a, b) != (x, y) for a, b in points)
         assert ((x, y) in front) == (not beaten)
+
+
+_DOT = st.tuples(st.floats(0.38, 0.42), st.floats(80, 82), st.integers(4, 26))
+
+
+@given(st.lists(_DOT, min_size=1, max_size=10))
+def test_labels_of_near_points_cover_neither_each_other_nor_a_point(near: list[tuple[float, float, int]]) -> None:
+    points = [Point(x, y, "x" * length, 1) for x, y, length in near] + [Point(2.0, 60.0, "far", 2)]
+    tree = ElementTree.fromstring(scatter(points, "ms", "%", "t"))
+    names = [e for e in tree.iter("text") if "halo" in e.get("class", "")]
+    assert len(names) == len(points)
+    boxes = []
+    for name in names:
+        width, x, y = CHARACTER * len(name.text or ""), float(name.get("x", "")), float(name.get("y", "")) - 4
+        boxes.append((x if name.get("text-anchor") == "start" else x - width, y, width))
+        assert boxes[-1][0] >= 0 and boxes[-1][0] + width <= WIDTH and 8 <= y <= HEIGHT
+    for i, (x, y, width) in enumerate(boxes):
+        for left, middle, other in boxes[:i]:
+            assert abs(y - middle) >= LINE - 0.2 or x >= left + other or left >= x + width
+        for dot in tree.iter("circle"):
+            a, b = float(dot.get("cx", "")), float(dot.get("cy", ""))
+            assert not (x + 0.2 < a < x + width - 0.2 and abs(b - y) < LINE / 2)
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 160])
