@@ -12,10 +12,23 @@ from dtkd_edge.console import PIPE_WIDTH
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("artefact", "runs on", "precision", "scenario", "p50 ms", "judged by", "clips/s", "top-1 %", "W", "throttled", "notes")
+COLUMNS = (
+    "artefact",
+    "runs on",
+    "precision",
+    "scenario",
+    "p50 ms",
+    "judged by",
+    "clips/s",
+    "top-1 %",
+    "of limit",
+    "W",
+    "throttled",
+    "notes",
+)
 NOTES_WIDTH = 27  # that the notes need at least; they wrap
 LEVELS = 4
-RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "W")
+RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "of limit", "W")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -50,8 +63,11 @@ def remarks(record: Record) -> list[str]:
         out.append(f"noisy: halves differ by {100 * (record.noisy or 0):.0f} %")
     if record.live is not None:
         out.append(f"{record.live.dropped} of {record.live.frames} frames dropped")
-    if record.roofline is not None:
-        out.append(f"{100 * record.roofline.share:.0f} % of the {record.roofline.bound} limit")
+    if record.roofline is not None and record.roofline.share > 1:
+        narrow = (record.effective_precision or record.precision) != "fp32"
+        out.append(
+            "beyond the limit: " + ("its arithmetic is narrower than float32" if narrow else "the machine was busy when measured")
+        )
     if record.verified is False:
         out.append("unverified")
     return out + [note for note in record.notes if not note.startswith(NO_ACCURACY)]
@@ -83,7 +99,7 @@ def cells(record: Record) -> tuple[str, ...]:
             where,
             precision(record),
             record.scenario,
-            *["–"] * 6,
+            *["–"] * 7,
             f"{record.status}: {record.reason}",
         )
     accuracy = record.accuracy
@@ -97,6 +113,7 @@ def cells(record: Record) -> tuple[str, ...]:
         judged(record),
         number(record.throughput) + (" frames" if record.mode == "stream" else ""),
         f"{100 * accuracy.top1:.1f} ± {half:.1f}" if accuracy else "–",
+        f"{100 * record.roofline.share:.0f} % {record.roofline.bound}" if record.roofline else "–",
         number(record.power_w),
         record.telemetry.throttled,
         "; ".join(remarks(record)),
@@ -126,7 +143,7 @@ def legend(records: list[Record]) -> list[str]:
     for gflops, gbs in dict.fromkeys((r.roofline.gflops, r.roofline.gbs) for r in records if r.roofline):
         lines.append(
             f"Limit: float32 matrix products at {number(gflops)} GFLOP/s, memory at {number(gbs)} GB/s, both measured here; "
-            "a query's MACs, and its weights and input moved once."
+            "a query's MACs, and its weights and input moved once; 'of limit': the least time so, as a share of the median."
         )
     for note in dict.fromkeys(n for r in records for n in r.notes if n.startswith(NO_ACCURACY)):
         lines.append(f"{note[0].upper()}{note[1:]}.")
@@ -201,7 +218,7 @@ def _fitted(records: list[Record], level: int) -> tuple[list[str], list[list[str
             row[1] = " · ".join(part for part in (record.device.kind, record.device.host) if part)
             row[5] = row[5].partition(" (")[0]
     if level >= 3:
-        gone |= {"precision", "throttled", *(["runs on"] if len({row[1] for row in rows}) == 1 else [])}
+        gone |= {"precision", "throttled", "of limit", *(["runs on"] if len({row[1] for row in rows}) == 1 else [])}
     used = [i for i, n in enumerate(names) if n not in gone and (i < 5 or any(row[i] not in ("–", "") for row in rows))]
     return [names[i] for i in used], [[row[i] for i in used] for row in rows]
 

@@ -25,9 +25,9 @@ from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.record import Roofline
 from dtkd_edge.errors import DtkdEdgeError
 
-SIDE = 1024  # of the matrices: 12 MiB, enough work for every thread
+SIDES = (384, 768, 1536)  # of the matrices: small ones fit between two interruptions, large ones have work for every thread
 COPY_MB = 256  # beyond any cache that one artefact has to itself
-SECONDS = 0.6  # per rate
+SECONDS = 0.5  # per rate and side
 WEIGHTS = (".onnx", ".bin", ".engine")
 
 
@@ -71,11 +71,11 @@ def limit(artifact: Artifact, machine: Machine, clips: int, median_ms: float) ->
     )
 
 
-def matmul_gflops() -> float:
+def matmul_gflops(side: int) -> float:
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
+    a, b = (rng.standard_normal((side, side), dtype=np.float32) for _ in range(2))
     out = np.empty_like(a)
-    return 2 * SIDE**3 / _fastest(lambda: np.matmul(a, b, out=out)) / 1e9
+    return 2 * side**3 / _fastest(lambda: np.matmul(a, b, out=out)) / 1e9
 
 
 def copy_gbs(threads: int) -> float:
@@ -98,4 +98,4 @@ def _fastest(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else len(os.sched_getaffinity(0))
-    print(json.dumps(asdict(Machine(matmul_gflops(), copy_gbs(wanted), wanted))))
+    print(json.dumps(asdict(Machine(max(map(matmul_gflops, SIDES)), copy_gbs(wanted), wanted))))
