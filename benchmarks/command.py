@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -64,6 +65,9 @@ def bench(
         _alone(matrix, spec)
         specs, written = load_matrix(matrix)
         output, report = output or written, report or (output or written).with_suffix(".html")
+    for file in (output, report, md):
+        if file is not None:
+            _check_writable(file)
     jobs = [job for spec in specs for job in make_jobs(spec)]
     if not any(job.artifacts for job in jobs):
         raise jobs[0].broken[0][1]
@@ -133,6 +137,18 @@ def _spec(**options: object) -> Spec:
 
 def _hosts(host: str | None) -> list[str]:
     return [HERE] if host is None else [name.strip() for name in host.split(",")]
+
+
+def _check_writable(file: Path) -> None:
+    """Now, and not after an hour of measuring."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file}: its folder cannot be made: {error.strerror}", "choose another path") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(
+            f"{file}: cannot be written: {'it is a folder' if file.is_dir() else 'not allowed'}", "choose another path"
+        )
 
 
 def _alone(matrix: Path, spec: Spec) -> None:

@@ -126,6 +126,28 @@ def test_a_mistake_in_the_file_is_named_by_line_and_key(text: str, message: str,
     assert str(path) in caught.value.message and "\n" not in caught.value.message
 
 
+def test_the_readmes_example_is_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "night.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    specs, output = load_matrix(tmp_path / "night.yaml")
+    assert output == tmp_path / "night.jsonl" and len(specs) == 2
+    assert specs[1].devices == ["jetson"] and specs[1].hosts == ["user@orin", "user@nano"]
+    assert specs[0].scenarios == specs[1].scenarios == ["single-stream", "offline"]
+    for key in Spec.model_fields:
+        assert key in text.partition("The keys are")[2]
+
+
+@pytest.mark.parametrize("option", ["json", "report", "md"])
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    option: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "out", tmp_path):
+        with pytest.raises(InputError, match=re.escape(str(path))):
+            bench([run_folder], device="cpu", **{option: str(path) if option == "json" else path}, **QUICK)
+    assert not capsys.readouterr().err and not (run_folder / "bench.jsonl").exists()
+
+
 def test_a_file_stands_alone(matrix: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--threads: .*night.yaml says what is measured"):
         bench([matrix], threads=1)
