@@ -1,23 +1,24 @@
-"""`dtkd-edge bench`: find the artefacts, measure them here or on a far host, print, and keep the records. No torch."""
+"""`dtkd-edge bench`: find the artefacts, measure them here or on far hosts, print, and keep the records. No torch."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable
+import os
 from pathlib import Path
 
-from dtkd_edge.artifact import Artifact
-from dtkd_edge.benchmarks.devices import resolve
-from dtkd_edge.benchmarks.measure import Options, measure
-from dtkd_edge.benchmarks.plan import Data, data_config, find_data, run_of
+from pydantic import ValidationError
+
+from dtkd_edge.benchmarks.devices import device_names
+from dtkd_edge.benchmarks.history import History, merge, old_rows
+from dtkd_edge.benchmarks.jobs import Job, make_jobs
+from dtkd_edge.benchmarks.matrix import HERE, SUFFIXES, Spec, load_matrix
+from dtkd_edge.benchmarks.plan import run_of
 from dtkd_edge.benchmarks.queries import parse_include
 from dtkd_edge.benchmarks.record import Record, write_records
 from dtkd_edge.benchmarks.report import legend, markdown, table
-from dtkd_edge.benchmarks.scenarios import Budget, Scenario, find_scenarios
+from dtkd_edge.benchmarks.scenarios import Budget, find_scenarios
 from dtkd_edge.console import output_width, print_table, say, write_result
-from dtkd_edge.errors import InputError, MissingDevice, UsageError
+from dtkd_edge.errors import DtkdEdgeError, InputError, MissingDevice, UsageError
 from dtkd_edge.files import write_text
-from dtkd_edge.runs import find_artifacts
 
 
 def bench(
@@ -39,79 +40,154 @@ def bench(
     roofline: bool = False,
     report: Path | None = None,
     md: Path | None = None,
+    resume: bool | None = None,
 ) -> list[Record]:
-    """Measure artefacts (none given: the newest run's) and return the records.
+    """Measure artefacts (none given: the newest run's; one YAML file: what it lists) and return the records.
 
-    device: auto, cpu, cuda, jetson, or several with commas. host: user@address, measured over ssh. overrides: data.key=value.
-    json: where the records go ('-': stdout, and nothing else there). clips: most clips for accuracy, 0 for none.
-    roofline: say how near each row comes to what this machine's arithmetic and memory allow. Where the
-    artefacts belong to one run, RUN/bench.jsonl and RUN/bench.html are written too. Raises MissingDevice when no row could run.
+    device: auto, cpu, cuda, jetson, or several with commas. host: user@address, measured over ssh; several with commas, `here`
+    is this machine. overrides: data.key=value. json: where the records go ('-': stdout, and nothing else there). clips: most
+    clips for accuracy, 0 for none. roofline: say how near each row comes to what this machine's arithmetic and memory allow.
+    resume: take rows that are finished in the file of records (else in RUN/bench.jsonl); None: for a YAML file only.
+
+    The rows of a run go to RUN/bench/DATE.jsonl too, and the newest of each to RUN/bench.jsonl and RUN/bench.html.
+    Raises InputError when an artefact or its data failed, MissingDevice when a device or host went away or no row could run.
     """
-    chosen, parts = find_scenarios(scenarios or []), parse_include(include)
-    if max_seconds < min_seconds:
-        raise UsageError(f"--max-seconds {max_seconds:g} is less than --min-seconds {min_seconds:g}", "change one of them")
-    opened = [Artifact.open(folder) for folder in find_artifacts(artifacts)]
-    options = Options(
-        budget=Budget(min_queries, min_seconds, limit=max_seconds),
-        include=parts,
-        threads=threads,
-        camera_fps=camera_fps,
-        clips=clips,
-        roofline=roofline,
-    )
-    options.command = command_line(opened, device, host, chosen, overrides or [], data, options)
-    records: list[Record] = []
-    runs = {run_of(artifact.folder) for artifact in opened}
-    run = runs.pop() if len(runs) == 1 else None
-    kept = run / "bench.jsonl" if run else None
-
-    def emit(rows: list[Record]) -> None:  # as they come, so that no kill loses a whole row
-        nonlocal run, kept
-        records.extend(rows)
-        if json not in (None, "-"):
-            write_records(Path(json), records)
-        if kept:
-            try:
-                write_records(kept, records)
-            except InputError as error:  # somebody else's run, a read-only disk: no reason not to measure
-                say(f"not kept: {error.message}")
-                run = kept = None
-
+    spec = _spec(
+        artifacts=[str(a) for a in artifacts], devices=device_names(device), hosts=_hosts(host),
+        scenarios=[s.name for s in find_scenarios(scenarios or [])], data=data, set=overrides or [],
+        include=list(parse_include(include)), threads=threads, min_seconds=min_seconds, min_queries=min_queries,
+        max_seconds=max_seconds, clips=clips, camera_fps=camera_fps, roofline=roofline,
+    )  # fmt: skip
+    output = None if json in (None, "-") else Path(str(json))
+    specs = [spec]
+    matrix = next((a for a in artifacts if a.suffix in SUFFIXES), None)
+    if matrix is not None:
+        _alone(matrix, spec)
+        specs, written = load_matrix(matrix)
+        output, report = output or written, report or (output or written).with_suffix(".html")
+    for file in (output, report, md):
+        if file is not None:
+            _check_writable(file)
+    jobs = [job for spec in specs for job in make_jobs(spec)]
+    if not any(job.artifacts for job in jobs):
+        raise jobs[0].broken[0][1]
+    again = resume is False or (resume is None and matrix is None)
+    rows = _Rows(output, again)
     try:
-        if host is not None:
-            from dtkd_edge.benchmarks.remote import bench_on
-
-            bench_on(host, opened, device, chosen, options, emit, data=data, overrides=overrides or [])
-        else:
-            devices = resolve(device)
-            measure(opened, devices, chosen, options, data_source(data, overrides or []), emit)
+        for job in jobs:
+            _run(job, rows, alone=len(jobs) == 1)
     finally:  # Ctrl-C keeps and shows the rows that are whole
-        if records:
-            show(records, json)
-            _write(records, report, md, run, kept)
-    ok = [r for r in records if r.status == "ok"]
-    if records and not ok:
-        raise MissingDevice(
-            f"nothing here runs on {device}: {records[0].reason}", "see the table for each; and: dtkd-edge doctor"
+        if rows.records:
+            _show(rows.records, json)
+            rows.say_files()
+            _write(rows, report, md)
+    _verdict(rows.records, [d for job in jobs for d in job.devices], "" if matrix else " with --resume")
+    return rows.records
+
+
+class _Rows:
+    """The rows of this bench, written as they come, so that no kill loses a whole one."""
+
+    def __init__(self, output: Path | None, again: bool) -> None:
+        self.records: list[Record] = []
+        self.output, self.again = output, again
+        self.before = [] if output is None or again else old_rows(output)
+        self.histories: dict[Path, History] = {}
+
+    @property
+    def finished(self) -> dict[str | None, Record]:
+        rows = [r for history in self.histories.values() for r in history.before] if self.output is None else self.before
+        return {} if self.again else {r.identity: r for r in rows if r.identity}
+
+    def expect(self, job: Job) -> None:
+        """Open the histories of a job's runs."""
+        for artifact in job.artifacts:
+            run = run_of(artifact.folder)
+            if run is not None and run not in self.histories:
+                self.histories[run] = History(run)
+
+    def emit(self, rows: list[Record]) -> None:
+        if not rows:
+            return
+        finished = self.finished
+        self.records += rows
+        if self.output:
+            write_records(self.output, merge(self.before, self.records))
+        for run, history in self.histories.items():
+            history.add([r for r in rows if r.path and run_of(Path(r.path)) == run and r.identity not in finished])
+
+    def say_files(self) -> None:
+        if self.output:
+            say(f"records: {self.output}")
+        for history in self.histories.values():
+            if history.new and not history.broken:
+                say(f"records: {history.file}   this bench: {history.own}")
+
+
+def _spec(**options: object) -> Spec:
+    """From the command line; what its own parser let through is a UsageError."""
+    try:
+        return Spec.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = "".join(f"--{part}: ".replace("_", "-") for part in first["loc"][:1])
+        words = first["msg"].removeprefix("Value error, ").replace("max_seconds", "--max-seconds")
+        raise UsageError(key + words.replace("min_seconds", "--min-seconds"), "see: dtkd-edge bench --help") from error
+
+
+def _hosts(host: str | None) -> list[str]:
+    return [HERE] if host is None else [name.strip() for name in host.split(",")]
+
+
+def _check_writable(file: Path) -> None:
+    """Now, and not after an hour of measuring."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{file}: its folder cannot be made: {error.strerror}", "choose another path") from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise InputError(
+            f"{file}: cannot be written: {'it is a folder' if file.is_dir() else 'not allowed'}", "choose another path"
         )
-    return records
 
 
-def data_source(data: Path | None, overrides: list[str]) -> Callable[[Artifact], tuple[Data | None, str]]:
-    """`find_data`, opened once per distinct configuration, so that artefacts share decoded clips."""
-    held: dict[str, tuple[Data | None, str]] = {}
-
-    def find(artifact: Artifact) -> tuple[Data | None, str]:
-        config = data_config(artifact.folder, data, overrides)
-        key = config.model_dump_json() if config else ""
-        if key not in held:
-            held[key] = find_data(artifact.folder, data, overrides)
-        return held[key]
-
-    return find
+def _alone(matrix: Path, spec: Spec) -> None:
+    """A matrix file says everything about what is measured."""
+    if len(spec.artifacts) > 1:
+        raise UsageError(f"{matrix}: a list of benches stands alone", "name the other artefacts in it")
+    for key, field in Spec.model_fields.items():
+        if key != "artifacts" and getattr(spec, key) != field.get_default(call_default_factory=True):
+            option = {"devices": "device", "hosts": "host", "scenarios": "scenario"}.get(key, key.replace("_", "-"))
+            raise UsageError(f"--{option}: {matrix} says what is measured", f"write {key}: … into it")
 
 
-def show(records: list[Record], json: str | None) -> None:
+def _run(job: Job, rows: _Rows, *, alone: bool) -> None:
+    rows.expect(job)
+    first = len(rows.records)
+    try:
+        job.run(rows.emit, rows.finished)
+    except DtkdEdgeError as error:
+        if alone:
+            raise
+        missing = job.missing(error, rows.records[first:])
+        say(f"{missing[0].status if missing else 'failed'}: {error.message}")
+        rows.emit(missing)
+
+
+def _verdict(records: list[Record], devices: list[str], resume: str) -> None:
+    """The error that the exit code stands for, if any."""
+    kinds: dict[str, type[DtkdEdgeError]] = {"failed": InputError, "lost": MissingDevice}
+    for state, kind in kinds.items():
+        bad = [r for r in records if r.status == state]
+        if bad:
+            words = f"{len(bad)} of {len(records)} rows {state}: {bad[0].reason}"
+            raise kind(words, f"see the table; the same command{resume} measures only what is missing")
+    if records and not any(r.status == "ok" for r in records):
+        words = f"nothing here runs on {', '.join(dict.fromkeys(devices))}: {records[0].reason}"
+        raise MissingDevice(words, "see the table for each; and: dtkd-edge doctor")
+
+
+def _show(records: list[Record], json: str | None) -> None:
     if json == "-":
         write_result([r.to_json() for r in records], "-")
         return
@@ -120,47 +196,19 @@ def show(records: list[Record], json: str | None) -> None:
     print()
     for line in [*notes, *legend(records)]:
         print(line)
-    if json:
-        write_result([r.to_json() for r in records], json)
-        say(f"records: {json}")
 
 
-def _write(records: list[Record], report: Path | None, md: Path | None, run: Path | None, kept: Path | None) -> None:
+def _write(rows: _Rows, report: Path | None, md: Path | None) -> None:
     from dtkd_edge.benchmarks.page import page
 
-    if kept:
-        say(f"records: {kept}")
-    html = report or (run / "bench.html" if run else None)
-    if html:
-        write_text(html, page(records))
-        say(f"report: {html}")
+    pages = {
+        history.run / "bench.html": history.rows for history in rows.histories.values() if history.new and not history.broken
+    }
+    if report:
+        pages[report] = rows.records
+    for file, records in pages.items():
+        write_text(file, page(records))
+        say(f"report: {file}")
     if md:
-        write_text(md, markdown(records))
+        write_text(md, markdown(rows.records))
         say(f"table: {md}")
-
-
-def command_line(
-    artifacts: list[Artifact],
-    device: str,
-    host: str | None,
-    scenarios: list[Scenario],
-    overrides: list[str],
-    data: Path | None,
-    options: Options,
-) -> str:
-    """The command that repeats this bench, every option that matters written out."""
-    words = ["dtkd-edge", "bench", *(str(a.folder) for a in artifacts), "--device", device]
-    words += ["--host", host] if host else []
-    for scenario in scenarios:
-        words += ["--scenario", scenario.name]
-    for override in overrides:
-        words += ["--set", override]
-    words += ["--data", str(data)] if data else []
-    words += ["--include", ",".join(options.include)] if options.include else []
-    words += ["--threads", str(options.threads)] if options.threads else []
-    words += ["--clips", str(options.clips)] if options.clips is not None else []
-    words += ["--roofline"] if options.roofline else []
-    budget = options.budget
-    words += ["--min-queries", str(budget.queries), "--min-seconds", f"{budget.seconds:g}"]
-    words += ["--max-seconds", f"{budget.limit:g}"] if budget.limit != Budget.limit else []
-    return shlex.join(words)

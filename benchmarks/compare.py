@@ -30,7 +30,7 @@ class Change:
     change: float | None
     low: float | None
     high: float | None
-    verdict: str  # same, better, worse, REGRESSION, too short, gone, new, unsupported
+    verdict: str  # same, better, worse, REGRESSION, too short, gone, new, or the new row's status
 
     def to_json(self) -> dict[str, Any]:
         return {**self.__dict__, "key": list(self.key)}
@@ -40,7 +40,7 @@ def key_of(record: Record) -> Key:
     """What makes two rows comparable: the same kind of artefact on the same device, timed alike."""
     return (
         record.artifact.rpartition("/")[2],
-        record.device.name,
+        record.device.name + (f" at {record.device.host}" if record.device.host else ""),
         record.backend or record.target,
         str(record.device.threads or "auto threads"),
         record.scenario,
@@ -73,10 +73,9 @@ def compare(old: list[Record], new: list[Record], *, latency_limit: float = 0.05
     for key, a in before.items():
         b = after.get(key)
         if b is None:
-            unsupported = any(r.status == "unsupported" and key_of(r)[0] == key[0] and r.scenario == a.scenario for r in new)
+            missing = [r.status for r in new if r.status != "ok" and key_of(r)[0] == key[0] and r.scenario == a.scenario]
             if a.status == "ok":
-                verdict = "unsupported" if unsupported else "gone"
-                changes.append(Change(key, "row", None, None, None, None, None, verdict))
+                changes.append(Change(key, "row", None, None, None, None, None, missing[0] if missing else "gone"))
             continue
         if a.latency_ms and b.latency_ms and a.latency_ms.blocks and b.latency_ms.blocks:
             ratio, low, high = ratio_interval(a.latency_ms.blocks, b.latency_ms.blocks)

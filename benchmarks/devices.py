@@ -14,27 +14,36 @@ from dtkd_edge.errors import MissingDevice, UsageError
 POWER_SOURCE = {"cpu": "cpu", "cuda": "nvidia", "jetson": "jetson"}
 
 
-def resolve(device: str, root: Path | None = None) -> list[str]:
-    """'auto', 'cpu', 'cuda', 'jetson' or several with commas → what backends are asked for, once each.
-
-    Raises MissingDevice for a jetson or cuda that is not here; the runtimes' own lack of a device is found when they open.
-    """
+def device_names(device: str) -> list[str]:
+    """'auto', 'cpu', 'cuda', 'jetson' or several with commas → the names, once each."""
     names = [name.strip().lower() for name in device.split(",") if name.strip()]
     if not names:
         raise UsageError("--device: empty", "one of: auto, cpu, cuda, jetson, or several with commas")
     for name in names:
-        if name == "jetson":
-            if jetson_model(root or device_root()) is None:
-                raise MissingDevice(
-                    "--device jetson: this machine is no Jetson",
-                    "add --host user@address to measure on one over ssh, or run this command there",
-                )
-        elif parse_device(name)[0] == "cuda" and not nvidia_gpus() and jetson_model(root or device_root()) is None:
+        if name != "jetson":
+            parse_device(name)
+    return list(dict.fromkeys(names))
+
+
+def find_device(name: str, root: Path | None = None) -> str:
+    """A device's name → what backends are asked for.
+
+    Raises MissingDevice for a jetson or cuda that is not here; the runtimes' own lack of a device is found when they open.
+    """
+    on_jetson = jetson_model(root or device_root()) is not None
+    if name == "jetson":
+        if not on_jetson:
             raise MissingDevice(
-                f"--device {name}: no NVIDIA GPU is usable here",
-                "is its driver running? see: nvidia-smi; to measure here use --device cpu",
+                "--device jetson: this machine is no Jetson",
+                "add --host user@address to measure on one over ssh, or run this command there",
             )
-    return list(dict.fromkeys("auto" if name == "jetson" else name for name in names))
+        return "auto"
+    if parse_device(name)[0] == "cuda" and not on_jetson and not nvidia_gpus():
+        raise MissingDevice(
+            f"--device {name}: no NVIDIA GPU is usable here",
+            "is its driver running? see: nvidia-smi; to measure here use --device cpu",
+        )
+    return name
 
 
 def kind_of(backend: Backend, root: Path | None = None) -> str:

@@ -8,7 +8,7 @@ from html import escape
 
 from dtkd_edge import plots
 from dtkd_edge.benchmarks.record import Record
-from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query
+from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, shown
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.page import document, figure
 
@@ -24,15 +24,21 @@ def page(records: Sequence[Record]) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{devices}</p>' if devices else "",
-        f'<p class="soft small">{escape(records[-1].created)}</p>' if records else "",
+        f'<p class="soft small">{escape(_dates(records))}</p>' if records else "",
         _tiles(ok),
         "<h2>Rows</h2>",
-        _table(records),
+        _table(shown(records)),
         *(f'<p class="soft small">{escape(line)}</p>' for line in legend(records) if not line.startswith("Device:")),
         _plots(ok, colors),
         _environment(records),
     ]
     return document(title, "".join(body))
+
+
+def _dates(records: Sequence[Record]) -> str:
+    """When the rows were measured: a run's page has the newest of each, perhaps of several benches."""
+    first, last = (pick(r.created for r in records) for pick in (min, max))
+    return first if first == last else f"{first} to {last}"
 
 
 def series_name(record: Record) -> str:
@@ -92,13 +98,11 @@ def _plots(records: list[Record], colors: dict[str, int]) -> str:
     figures = []
     rated = [r for r in records if r.accuracy and r.latency_ms and r.scenario == "single-stream"]
     if rated:
-        points = [_point(r, colors[series_name(r)]) for r in rated]
+        names = _short_names(rated)
+        points = [_point(r, name, colors[series_name(r)]) for r, name in zip(rated, names, strict=True)]
         svg = plots.scatter(points, "median latency per clip, ms (log)", "top-1, %", "Accuracy against latency")
-        note = (
-            "Up and to the left is better. Bars: 95 % interval. Dashed: the Pareto front."
-            if len(points) > 1
-            else "Bar: 95 % interval."
-        )
+        note = "Up and to the left is better. Bars: 95 % interval." if len(points) > 1 else "Bar: 95 % interval."
+        note += " Dashed: the Pareto front." if len(plots.pareto([(p.x, p.y) for p in points])) > 1 else ""
         figures.append(figure("Accuracy against latency", svg, "", note))
     for scenario in dict.fromkeys(r.scenario for r in records):
         rows = [r for r in records if r.scenario == scenario and r.latency_ms and r.latency_ms.quantiles]
@@ -108,13 +112,22 @@ def _plots(records: list[Record], colors: dict[str, int]) -> str:
     return f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>' if figures else ""
 
 
-def _point(record: Record, color: int) -> plots.Point:
+def _short_names(records: list[Record]) -> list[str]:
+    """`series_name` without what all have alike: the run, the device."""
+    parts = [series_name(r).split(" · ", 1) for r in records]
+    places = {rest for _, rest in parts}
+    runs = {r.label.partition("/")[0] for r in records}
+    names = [r.label.partition("/")[2] or r.label if len(runs) == 1 else r.label for r in records]
+    return [name if len(places) == 1 else f"{name} · {rest}" for name, (_, rest) in zip(names, parts, strict=True)]
+
+
+def _point(record: Record, name: str, color: int) -> plots.Point:
     latency, accuracy = record.latency_ms, record.accuracy
     assert latency is not None and accuracy is not None
     low, high = (100 * v for v in accuracy.top1_interval)
     share = f"top-1 {100 * accuracy.top1:.1f} % ({low:.1f}–{high:.1f}, n={accuracy.n})"
     tip = f"{series_name(record)}: {number(latency.p50)} ms, {share}"
-    return plots.Point(latency.p50, 100 * accuracy.top1, series_name(record), color, (low, high), tip)
+    return plots.Point(latency.p50, 100 * accuracy.top1, name, color, (low, high), tip)
 
 
 def _distribution(scenario: str, rows: list[Record], colors: dict[str, int]) -> str:

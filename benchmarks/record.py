@@ -12,6 +12,7 @@ from dtkd_edge.errors import InputError
 from dtkd_edge.files import write_text
 
 SCHEMA: Final = "dtkd-edge/bench/1"
+Status = Literal["ok", "unsupported", "failed", "lost"]
 NO_ACCURACY = "no accuracy: "
 NO_MLPERF = "Scenario names and percentiles are MLPerf's; these are no MLPerf results."
 
@@ -99,11 +100,30 @@ class Telemetry(_Part):
     notes: list[str] = Field([], description="what could not be read, and why")
 
 
+class Asked(_Part):
+    """What a bench was asked for. With the artefact, the scenario, the host and the tools it makes a row (see `identity`)."""
+
+    manifest: str = Field(..., description="sha256 of the artefact's manifest, which has those of its files")
+    device: str
+    include: list[str] = []
+    threads: int | None = None
+    min_queries: int
+    min_seconds: float
+    max_seconds: float
+    camera_fps: float
+    clips: int | None = None
+    data: str = Field("", description="--data and --set as given; empty: the run's own")
+    roofline: bool = False
+
+
 class Record(_Part):
     schema_: Literal["dtkd-edge/bench/1"] = Field(SCHEMA, alias="schema")
     created: str
-    status: Literal["ok", "unsupported"] = "ok"
-    reason: str | None = Field(None, description="why it is unsupported")
+    status: Status = Field(
+        "ok", description="unsupported: not on that device; failed: a bad artefact or data; lost: device or host went away"
+    )
+    reason: str | None = Field(None, description="why it is not ok")
+    asked: Asked | None = None
 
     artifact: str = Field(..., description="name/folder")
     path: str = ""
@@ -152,8 +172,20 @@ class Record(_Part):
     def is_noisy(self) -> bool:
         return self.noisy is not None and self.noisy > 0.05
 
+    @property
+    def identity(self) -> str | None:
+        """Equal for rows that need not be measured twice; None for one that is not finished."""
+        if self.status != "ok" or self.asked is None:
+            return None
+        return identity(self.artifact, self.asked, self.device.host, self.scenario, self.tools)
+
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
+
+
+def identity(artifact: str, asked: Asked, host: str | None, scenario: str, tools: dict[str, str]) -> str:
+    """Everything that a row depends on and that is known before it is measured, as one string."""
+    return json.dumps([artifact, asked.model_dump(), host, scenario, tools], sort_keys=True)
 
 
 def write_records(path: Path, records: list[Record]) -> None:

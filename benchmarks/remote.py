@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dtkd_edge import __version__
 from dtkd_edge.artifact import MANIFEST, Artifact
-from dtkd_edge.benchmarks.measure import Options
-from dtkd_edge.benchmarks.record import Record, parse_records
+from dtkd_edge.benchmarks.record import Record, identity, parse_records
+from dtkd_edge.benchmarks.rows import Options, asked_of, title
 from dtkd_edge.benchmarks.scenarios import Scenario
 from dtkd_edge.benchmarks.ssh import Ssh, plain
 from dtkd_edge.console import say
@@ -28,6 +28,7 @@ POLL_S = 1.0
 # Where a user's dtkd-edge is found without a login shell.
 _FIND = """for p in "$(command -v dtkd-edge)" "$HOME/.local/bin/dtkd-edge" "$HOME/.venv/bin/dtkd-edge" \
 "$HOME/dtkd-edge/.venv/bin/dtkd-edge"; do if [ -x "$p" ]; then echo "$p"; exec "$p" --version; fi; done; exit 127"""
+_TOOLS = '"$1" bench --tool-versions 2>/dev/null'
 _DOCTOR = '"$1" doctor 2>&1'
 # $1 job, then sha256 name sha256 name …: the artefact folder made of links
 _PREPARE = """cd || exit 1; umask 077; j=$1; shift; mkdir -p "$j" || exit 1
@@ -51,22 +52,39 @@ _CLEAN = 'cd || exit 1; case $1 in .cache/dtkd-edge/bench/jobs/*) rm -rf -- "$1"
 def bench_on(
     host: str,
     artifacts: Sequence[Artifact],
-    device: str,
+    devices: Sequence[str],
     scenarios: Sequence[Scenario],
     options: Options,
     emit: Callable[[list[Record]], None],
     *,
     data: Path | None = None,
     overrides: Sequence[str] = (),
+    finished: Mapping[str | None, Record] | None = None,
     poll: float = POLL_S,
 ) -> None:
     """Measure on `host` and `emit` its rows. data and overrides name labelled videos on the far machine.
+
+    finished: rows by identity, emitted as they are; an artefact is measured again with the scenarios that any of them lacks.
 
     Raises MissingDevice (no connection, no such device there), MissingDependency (no dtkd-edge there), the far bench's error.
     """
     with Ssh(host) as ssh:
         program = _find(ssh)
-        words = _arguments(device, scenarios, options, data, overrides)
+        if finished and any(r.device.host == host for r in finished.values()):
+            tools = _tools(ssh, program)
+            ids = {
+                (a.folder, s.name): [identity(title(a), asked_of(a, d, options), host, s.name, tools) for d in devices]
+                for a in artifacts
+                for s in scenarios
+            }
+            lacking = {pair for pair, wanted in ids.items() if not all(i in finished for i in wanted)}
+            artifacts = [a for a in artifacts if any(a.folder == folder for folder, _ in lacking)]
+            scenarios = [s for s in scenarios if any(s.name == name for _, name in lacking)]
+            again = {(a.folder, s.name) for a in artifacts for s in scenarios}
+            emit([finished[i] for pair, wanted in ids.items() if pair not in again for i in wanted])
+            if not artifacts:
+                return
+        words = _arguments(devices, scenarios, options, data, overrides)
         job = f"{JOBS}/{_job_name(artifacts, words)}"
         folders = _copy(ssh, artifacts, job)
         try:
@@ -77,12 +95,13 @@ def bench_on(
         except KeyboardInterrupt:
             say(f"stopping the bench on {host}")
             ssh.run(job, script=_STOP)
-            _bring(ssh, job, host, options, emit)
+            _bring(ssh, job, host, artifacts, options, emit)
             ssh.run(job, script=_CLEAN)
             raise
-        rows = _bring(ssh, job, host, options, emit)
+        rows = _bring(ssh, job, host, artifacts, options, emit)
         ssh.run(job, script=_CLEAN)
-        if code != 0 and not (rows and code == 4):  # 4 with rows: each says why it is unsupported
+        whole = len(rows) >= len(artifacts) * len(devices) * len(scenarios)
+        if code != 0 and not (whole and code in (3, 4)):  # with all of its rows, each says why it is not ok
             raise _error(host, code, log)
 
 
@@ -103,11 +122,21 @@ def _find(ssh: Ssh) -> str:
     return lines[0]
 
 
+def _tools(ssh: Ssh, program: str) -> dict[str, str]:
+    """Versions there, as its rows have them; none from a dtkd-edge that does not say."""
+    answer = ssh.run(program, script=_TOOLS)
+    try:
+        found = json.loads(answer.stdout)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _arguments(
-    device: str, scenarios: Sequence[Scenario], options: Options, data: Path | None, overrides: Sequence[str]
+    devices: Sequence[str], scenarios: Sequence[Scenario], options: Options, data: Path | None, overrides: Sequence[str]
 ) -> list[str]:
     budget = options.budget
-    words = ["--device", device]
+    words = ["--device", ",".join(devices)]
     for scenario in scenarios:
         words += ["--scenario", scenario.name]
     words += ["--min-queries", str(budget.queries), "--min-seconds", str(budget.seconds), "--max-seconds", str(budget.limit)]
@@ -119,8 +148,7 @@ def _arguments(
         words += ["--set", override]
     if data is not None:
         words += ["--data", str(data)]
-    clips = options.clips if data is not None or overrides else 0
-    return [*words, "--clips", str(clips)] if clips is not None else words
+    return [*words, "--clips", str(options.clips)] if options.clips is not None else words
 
 
 def _job_name(artifacts: Sequence[Artifact], words: Sequence[str]) -> str:
@@ -167,7 +195,9 @@ def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int, str]:
         time.sleep(poll)
 
 
-def _bring(ssh: Ssh, job: str, host: str, options: Options, emit: Callable[[list[Record]], None]) -> list[Record]:
+def _bring(
+    ssh: Ssh, job: str, host: str, artifacts: Sequence[Artifact], options: Options, emit: Callable[[list[Record]], None]
+) -> list[Record]:
     text = ssh.run(job, script=_ROWS).stdout.decode(errors="replace")
     if not text.strip():
         return []
@@ -175,17 +205,20 @@ def _bring(ssh: Ssh, job: str, host: str, options: Options, emit: Callable[[list
         rows = parse_records(text, f"{host}: rows.jsonl")
     except InputError as error:
         raise MissingDevice(f"{error.message}", "the same version of dtkd-edge must run on both sides") from error
-    back = [_relabel(r, host, options.command) for r in rows]
+    back = [_relabel(r, host, artifacts, options.command) for r in rows]
     emit(back)
     return back
 
 
-def _relabel(record: Record, host: str, command: str) -> Record:
-    """The row with this side's command, the host beside the device, and the folder's own name."""
-    name, slash, folder = record.artifact.rpartition("/")
-    own = folder.partition("-")[2] if folder.partition("-")[0].isdigit() else folder
+def _relabel(record: Record, host: str, artifacts: Sequence[Artifact], command: str) -> Record:
+    """The row with this side's command and artefact, and the host beside the device. `_copy` numbered the folders."""
+    number = record.path.partition("-")[0]
     device = record.device.model_copy(update={"host": host})
-    return record.model_copy(update={"device": device, "command": command, "artifact": name + slash + own, "path": ""})
+    update: dict[str, object] = {"device": device, "command": command, "path": ""}
+    if number.isdigit() and int(number) < len(artifacts):
+        own = artifacts[int(number)]
+        update |= {"artifact": title(own), "path": str(own.folder)}
+    return record.model_copy(update=update)
 
 
 def _error(host: str, code: int, log: str) -> DtkdEdgeError:

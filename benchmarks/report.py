@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, Accuracy, Record
@@ -11,10 +12,23 @@ from dtkd_edge.console import PIPE_WIDTH
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("artefact", "runs on", "precision", "scenario", "p50 ms", "judged by", "clips/s", "top-1 %", "W", "throttled", "notes")
+COLUMNS = (
+    "artefact",
+    "runs on",
+    "precision",
+    "scenario",
+    "p50 ms",
+    "judged by",
+    "clips/s",
+    "top-1 %",
+    "of limit",
+    "W",
+    "throttled",
+    "notes",
+)
 NOTES_WIDTH = 27  # that the notes need at least; they wrap
 LEVELS = 4
-RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "W")
+RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "of limit", "W")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -49,8 +63,11 @@ def remarks(record: Record) -> list[str]:
         out.append(f"noisy: halves differ by {100 * (record.noisy or 0):.0f} %")
     if record.live is not None:
         out.append(f"{record.live.dropped} of {record.live.frames} frames dropped")
-    if record.roofline is not None:
-        out.append(f"{100 * record.roofline.share:.0f} % of the {record.roofline.bound} limit")
+    if record.roofline is not None and record.roofline.share > 1:
+        narrow = (record.effective_precision or record.precision) != "fp32"
+        out.append(
+            "beyond the limit: " + ("its arithmetic is narrower than float32" if narrow else "the machine was busy when measured")
+        )
     if record.verified is False:
         out.append("unverified")
     return out + [note for note in record.notes if not note.startswith(NO_ACCURACY)]
@@ -76,14 +93,14 @@ def cells(record: Record) -> tuple[str, ...]:
     where = " · ".join(part for part in (record.backend, record.device.kind + unit) if part)
     if record.device.host:
         where += f" · {record.device.host}"
-    if record.status == "unsupported":
+    if record.status != "ok":
         return (
             record.label,
             where,
             precision(record),
             record.scenario,
-            *["–"] * 6,
-            f"unsupported: {record.reason}",
+            *["–"] * 7,
+            f"{record.status}: {record.reason}",
         )
     accuracy = record.accuracy
     half = 50 * (accuracy.top1_interval[1] - accuracy.top1_interval[0]) if accuracy else 0.0
@@ -96,10 +113,22 @@ def cells(record: Record) -> tuple[str, ...]:
         judged(record),
         number(record.throughput) + (" frames" if record.mode == "stream" else ""),
         f"{100 * accuracy.top1:.1f} ± {half:.1f}" if accuracy else "–",
+        f"{100 * record.roofline.share:.0f} % {record.roofline.bound}" if record.roofline else "–",
         number(record.power_w),
         record.telemetry.throttled,
         "; ".join(remarks(record)),
     )
+
+
+def shown(records: Sequence[Record]) -> list[Record]:
+    """The records as rows: those of one artefact and device that are not ok for one reason are one, with all its scenarios."""
+    rows: dict[object, Record] = {}
+    for number, record in enumerate(records):
+        key = (record.label, record.device.name, record.device.host, record.status, record.reason)
+        alike = rows.get(key) if record.status != "ok" else None
+        names = f"{alike.scenario}, {record.scenario}" if alike else record.scenario
+        rows[number if record.status == "ok" else key] = record.model_copy(update={"scenario": names})
+    return list(rows.values())
 
 
 def legend(records: list[Record]) -> list[str]:
@@ -114,7 +143,7 @@ def legend(records: list[Record]) -> list[str]:
     for gflops, gbs in dict.fromkeys((r.roofline.gflops, r.roofline.gbs) for r in records if r.roofline):
         lines.append(
             f"Limit: float32 matrix products at {number(gflops)} GFLOP/s, memory at {number(gbs)} GB/s, both measured here; "
-            "a query's MACs, and its weights and input moved once."
+            "a query's MACs, and its weights and input moved once; 'of limit': the least time so, as a share of the median."
         )
     for note in dict.fromkeys(n for r in records for n in r.notes if n.startswith(NO_ACCURACY)):
         lines.append(f"{note[0].upper()}{note[1:]}.")
@@ -155,6 +184,7 @@ def table(records: list[Record], width: int = PIPE_WIDTH) -> tuple[Table, list[s
     """
     from rich.table import Table
 
+    records = shown(records)
     for level in range(LEVELS):
         names, rows = _fitted(records, level)
         widths = [max(len(text) for text in column) for column in zip(names, *rows, strict=True) if column[0] != "notes"]
@@ -188,14 +218,14 @@ def _fitted(records: list[Record], level: int) -> tuple[list[str], list[list[str
             row[1] = " · ".join(part for part in (record.device.kind, record.device.host) if part)
             row[5] = row[5].partition(" (")[0]
     if level >= 3:
-        gone |= {"precision", "throttled", *(["runs on"] if len({row[1] for row in rows}) == 1 else [])}
+        gone |= {"precision", "throttled", "of limit", *(["runs on"] if len({row[1] for row in rows}) == 1 else [])}
     used = [i for i, n in enumerate(names) if n not in gone and (i < 5 or any(row[i] not in ("–", "") for row in rows))]
     return [names[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
 def markdown(records: list[Record]) -> str:
     """A GitHub table, the legend, and the command that makes it again."""
-    rows = [cells(r) for r in records]
+    rows = [cells(r) for r in shown(records)]
     lines = [
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "|".join("---:" if c in RIGHT else "---" for c in COLUMNS) + "|",

@@ -9,6 +9,7 @@ process of their own, with as many threads as the artefact gets:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -25,9 +26,10 @@ from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.record import Roofline
 from dtkd_edge.errors import DtkdEdgeError
 
-SIDE = 1024  # of the matrices: 12 MiB, enough work for every thread
+SIDES = (384, 768, 1536)  # of the matrices: small ones fit between two interruptions, large ones have work for every thread
 COPY_MB = 256  # beyond any cache that one artefact has to itself
-SECONDS = 0.6  # per rate
+PIECES = (1, 8)  # that they are copied in, for the same reason as SIDES
+SECONDS = 0.5  # per rate and size
 WEIGHTS = (".onnx", ".bin", ".engine")
 
 
@@ -71,19 +73,25 @@ def limit(artifact: Artifact, machine: Machine, clips: int, median_ms: float) ->
     )
 
 
-def matmul_gflops() -> float:
+def matmul_gflops(side: int) -> float:
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((SIDE, SIDE), dtype=np.float32) for _ in range(2))
+    a, b = (rng.standard_normal((side, side), dtype=np.float32) for _ in range(2))
     out = np.empty_like(a)
-    return 2 * SIDE**3 / _fastest(lambda: np.matmul(a, b, out=out)) / 1e9
+    return 2 * side**3 / _fastest(lambda: np.matmul(a, b, out=out)) / 1e9
 
 
-def copy_gbs(threads: int) -> float:
-    """Every thread copies its part; numpy lets go of the interpreter's lock meanwhile."""
-    source = np.ones((threads, COPY_MB * 2**20 // 4 // threads), np.float32)
+def copy_gbs(threads: int, pieces: int) -> float:
+    """Every thread copies its part of a piece, one piece after the other; numpy lets go of the interpreter's lock meanwhile."""
+    source = np.ones((pieces, threads, COPY_MB * 2**20 // 4 // threads // pieces), np.float32)
     target = np.zeros_like(source)
+    turns = itertools.cycle(zip(source, target, strict=True))
     with ThreadPoolExecutor(threads) as pool:
-        return 2 * source.nbytes / _fastest(lambda: list(pool.map(np.copyto, target, source))) / 1e9
+
+        def work() -> None:
+            part, to = next(turns)
+            list(pool.map(np.copyto, to, part))
+
+        return 2 * source[0].nbytes / _fastest(work) / 1e9
 
 
 def _fastest(work: Callable[[], object]) -> float:
@@ -98,4 +106,4 @@ def _fastest(work: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else len(os.sched_getaffinity(0))
-    print(json.dumps(asdict(Machine(matmul_gflops(), copy_gbs(wanted), wanted))))
+    print(json.dumps(asdict(Machine(max(map(matmul_gflops, SIDES)), max(copy_gbs(wanted, n) for n in PIECES), wanted))))

@@ -35,7 +35,7 @@ def predict(paths: list[Path], *, json: bool = False, top: int = 5, device: str 
     with load_newest(paths[:first_is_model], device=device) as classifier:
         say(str(classifier))
         broken = 0
-        for video, result in _predict_all(classifier, videos):
+        for video, result in predict_all(classifier, videos):
             if isinstance(result, VideoError):
                 broken += 1
                 say(f"broken: {result.message}")
@@ -63,7 +63,7 @@ def _videos(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
-def _predict_all(classifier: Classifier, videos: list[Path]) -> Iterator[tuple[Path, Prediction | VideoError]]:
+def predict_all(classifier: Classifier, videos: list[Path]) -> Iterator[tuple[Path, Prediction | VideoError]]:
     """In the order given. At most a few clips are decoded ahead, so that memory does not grow with the list."""
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
         ahead: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()

@@ -156,9 +156,11 @@ def export(
 
 @app.command()
 def bench(
-    artifacts: Annotated[list[Path] | None, typer.Argument(help="Artefacts or runs. [default: the newest run's]")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or jetson.")] = "auto",
-    host: Annotated[str | None, typer.Option(metavar="USER@ADDR", help="A Jetson to measure on, over ssh.")] = None,
+    artifacts: Annotated[
+        list[Path] | None, typer.Argument(help="Artefacts or runs, or a YAML list. [default: the newest run's]")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, jetson; several with commas.")] = "auto",
+    host: Annotated[str | None, typer.Option(metavar="USER@ADDR", help="Measure there over ssh; commas; here: here too.")] = None,
     scenario: Annotated[
         list[str] | None, typer.Option(help="single-stream, multi-stream, offline, live; repeatable. [default: the 1st and 3rd]")
     ] = None,
@@ -175,13 +177,23 @@ def bench(
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the records there; - for stdout.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write the report there.")] = None,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="Write the table there.")] = None,
+    resume: Annotated[
+        bool | None, typer.Option("--resume/--again", help="Measure no finished row again. [default: --resume for a YAML file]")
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="OLD NEW", help="Measure nothing: compare two files of records.")
     ] = None,
     limit: Annotated[float, typer.Option(min=0, help="--compare: percent of latency that is a regression.")] = 5.0,
     accuracy_limit: Annotated[float, typer.Option(min=0, help="--compare: points of top-1 that are one.")] = 1.0,
+    tool_versions: Annotated[bool, typer.Option("--tool-versions", hidden=True)] = False,  # asked for over ssh
 ) -> None:
     """Latency, throughput and accuracy of exported artefacts on a device."""
+    if tool_versions:
+        from dtkd_edge.benchmarks.rows import versions
+        from dtkd_edge.console import write_result
+
+        write_result(versions(), "-")
+        return
     if compare is not None:
         from dtkd_edge.benchmarks.compare import compare_files
 
@@ -207,6 +219,7 @@ def bench(
         roofline=roofline,
         report=report,
         md=markdown,
+        resume=resume,
     )
 
 

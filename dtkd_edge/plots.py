@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 660, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 22, 16, 54
+CHARACTER, LINE, GAP = 7.4, 17.0, 12.0  # of a label: mean width of a character, height of a line, distance from its dot
 COLORS = 8  # series colours that the page defines: --s1 … --s8
 
 
@@ -46,8 +47,9 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 × 10ⁿ that cover [low, high]; both positive."""
-    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for m in (1, 2, 5)]
+    """1, 2, 5 × 10ⁿ (steps between them where the range is narrow) that cover [low, high]; both positive."""
+    marks = (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for m in marks]
     first = max((i for i, t in enumerate(ticks) if t <= low * 1.001), default=0)
     last = min((i for i, t in enumerate(ticks) if t >= high * 0.999), default=len(ticks) - 1)
     return ticks[first : last + 1]
@@ -112,26 +114,52 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str, title: str) -> 
         frame.parts.append(
             f'<path class="front" d="M{path}"><title>Pareto front: nothing is both faster and better</title></path>'
         )
-    taken: list[tuple[float, float, float]] = []
-    for p in sorted(points, key=lambda p: p.x):
-        x, y = frame.x(p.x), frame.y(p.y)
-        tip = f"<title>{escape(p.tip or p.label)}</title>"
+    ordered = sorted(points, key=lambda p: (p.x, -p.y))
+    dots = [(frame.x(p.x), frame.y(p.y)) for p in ordered]
+    for p, (x, _) in zip(ordered, dots, strict=True):
         if p.y_interval:
             low, high = (frame.y(v) for v in p.y_interval)
             frame.parts.append(f'<line class="error s{p.color}" x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}"/>')
+    labels = place_labels(dots, [CHARACTER * len(p.label) for p in ordered], (LEFT, TOP, WIDTH - 4, HEIGHT - BOTTOM))
+    for (x, y), (left, middle, width) in zip(dots, labels, strict=True):
+        if abs(middle - y) > LINE / 2 or left - x > 2 * GAP or x - left - width > 2 * GAP:  # away from its dot
+            end = left - 3 if left > x else left + width + 3
+            frame.parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{middle:.1f}"/>')
+    for p, (x, y), (left, middle, width) in zip(ordered, dots, labels, strict=True):
+        tip = f"<title>{escape(p.tip or p.label)}</title>"
         frame.parts.append(f'<circle class="dot s{p.color}" cx="{x:.1f}" cy="{y:.1f}" r="6">{tip}</circle>')
-        width = 7.4 * len(p.label)
-        right = x + 12 + width < WIDTH
-        left_edge = x + 12 if right else x - 12 - width
-        text_y = y + 4
-        while any(abs(text_y - ty) < 16 and left_edge < tx + tw and tx < left_edge + width for tx, ty, tw in taken):
-            text_y += 16
-        taken.append((left_edge, text_y, width))
-        anchor, text_x = ("start", x + 12) if right else ("end", x - 12)
-        frame.parts.append(
-            f'<text class="name" x="{text_x:.1f}" y="{text_y:.1f}" text-anchor="{anchor}">{escape(p.label)}</text>'
-        )
+        anchor, text_x = ("start", left) if left > x else ("end", left + width)
+        text = f'<text class="name halo" x="{text_x:.1f}" y="{middle + 4:.1f}" text-anchor="{anchor}">{escape(p.label)}</text>'
+        frame.parts.append(text)
     return frame.svg(title)
+
+
+def place_labels(
+    dots: Sequence[tuple[float, float]], widths: Sequence[float], box: tuple[float, float, float, float]
+) -> list[tuple[float, float, float]]:
+    """A label beside each dot: (left edge, middle line, width), inside `box` (left, top, right, bottom) where that is possible.
+
+    In the order given each takes the cheapest place that covers no earlier label: near its dot, over few dots, vertical bars
+    and leader lines.
+    """
+    taken: list[tuple[float, float, float]] = []
+    for (x, y), width in zip(dots, widths, strict=True):
+        best, least = (x + GAP, y, width), math.inf
+        for reach in (GAP, 4 * GAP, 8 * GAP, 12 * GAP):
+            for left in (x + reach, x - reach - width):
+                for step in range(-16, 17):
+                    middle = y + step * LINE / 2
+                    inside = box[0] <= left and left + width <= box[2] and box[1] + LINE / 2 <= middle <= box[3] - LINE / 2
+                    if any(abs(middle - t[1]) < LINE and left < t[0] + t[2] + 6 and t[0] < left + width + 6 for t in taken):
+                        continue
+                    under = [(a, b) for a, b in dots if left - 8 < a < left + width + 8]
+                    hidden = sum(abs(b - middle) < LINE / 2 + 6 for _, b in under)
+                    cost = abs(step) / 2 + 1.5 * (reach / GAP - 1) / 3 + 0.5 * (left < x) + 0.8 * len(under) + 40 * hidden
+                    cost += 0 if inside else 1000
+                    if cost < least:
+                        best, least = (left, middle, width), cost
+        taken.append(best)
+    return taken
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

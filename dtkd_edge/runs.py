@@ -2,6 +2,7 @@
 
 recipe.yaml  log.jsonl  tensorboard/  checkpoints/  metrics.json  teachers/{cnn,vit}.safetensors + .json
 student.safetensors + student.json (already stripped)  export/TARGET-PRECISION[-stream]/
+bench/DATE.jsonl (every bench)  bench.jsonl  bench.html (the newest of each row)
 """
 
 from __future__ import annotations

@@ -74,6 +74,29 @@ def test_rows_that_are_gone_or_new() -> None:
     assert [c.verdict for c in compare([old], [off])] == ["unsupported"]
 
 
+def test_equal_devices_at_two_hosts_are_two_rows() -> None:
+    def at(host: str, ms: float) -> Record:
+        record = row(ms)
+        return record.model_copy(update={"device": record.device.model_copy(update={"host": host})})
+
+    changes = compare([at("a", 10), at("b", 20)], [at("a", 10), at("b", 10)])
+    assert [(c.key[1], c.verdict) for c in changes if c.what == "p50 ms"] == [("CPU at a", "same"), ("CPU at b", "better")]
+
+
+def test_a_row_that_failed_since_says_so() -> None:
+    failed = row(10).model_copy(update={"status": "failed", "reason": "x", "backend": None, "latency_ms": None, "accuracy": None})
+    assert verdicts(row(10), failed) == {"row": "failed"}
+
+
+def test_a_file_with_rows_of_another_version_is_refused(tmp_path: Path) -> None:
+    old, mixed = tmp_path / "old.jsonl", tmp_path / "mixed.jsonl"
+    write_records(old, [row(10)])
+    line = old.read_text()
+    mixed.write_text(line + line.replace("dtkd-edge/bench/1", "dtkd-edge/bench/0"))
+    with pytest.raises(InputError, match=r"mixed\.jsonl: record 2: schema is 'dtkd-edge/bench/0'"):
+        compare_files(old, mixed)
+
+
 def test_files_and_exit_codes(tmp_path: Path) -> None:
     old, same, slow, other = (tmp_path / f"{n}.jsonl" for n in ("old", "same", "slow", "other"))
     for path, record in ((old, row(10)), (same, row(10, seed=1)), (slow, row(12)), (other, row(10, scenario="offline"))):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -122,6 +123,17 @@ def test_rows_come_back_from_a_jetson(
     assert not far.jobs  # cleaned up
     bench([onnx_artifact], device="jetson", host="far", scenarios=["single-stream"], **QUICK)
     assert "0 of 2 files copied" in capsys.readouterr().err
+    words: dict[str, Any] = {
+        "device": "jetson",
+        "host": "far",
+        "threads": 1,
+        "json": str(tmp_path / "rows.jsonl"),
+        "resume": True,
+    }
+    assert bench([onnx_artifact], **words, **QUICK) == rows
+    assert "files copied" not in capsys.readouterr().err
+    (more,) = [r for r in bench([onnx_artifact], scenarios=["offline,multi-stream"], **words, **QUICK) if r not in rows]
+    assert more.scenario == "multi-stream" and more.device.host == "far"
 
 
 @pytest.mark.slow

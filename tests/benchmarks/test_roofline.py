@@ -12,7 +12,7 @@ import pytest
 from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.command import bench
 from dtkd_edge.benchmarks.record import read_records
-from dtkd_edge.benchmarks.report import legend, remarks
+from dtkd_edge.benchmarks.report import COLUMNS, cells, legend, remarks
 from dtkd_edge.benchmarks.roofline import Machine, limit, measure_machine
 
 
@@ -41,7 +41,11 @@ def test_the_bench_says_how_near_each_row_comes(onnx_artifact: Path, tmp_path: P
     for row in rows:
         assert row.roofline is not None and row.latency_ms is not None
         assert row.roofline.share == pytest.approx(row.roofline.limit_ms / row.latency_ms.p50)
-        assert re.fullmatch(r"\d+ % of the (compute|memory) limit", remarks(row)[-1])
+        assert re.fullmatch(r"\d+ % (compute|memory)", cells(row)[COLUMNS.index("of limit")])
+        beyond = row.model_copy(update={"roofline": row.roofline.model_copy(update={"share": 1.4})})
+        assert "beyond the limit: the machine was busy when measured" in remarks(beyond)
+        int8 = beyond.model_copy(update={"effective_precision": "int8"})
+        assert "beyond the limit: its arithmetic is narrower than float32" in remarks(int8)
         assert "--roofline" in row.command
     assert any(line.startswith("Limit: float32 matrix products at ") for line in legend(rows))
     assert read_records(tmp_path / "rows.jsonl") == rows
