@@ -207,8 +207,8 @@ def test_bytes_read_as_their_file_does(motion_folder: Path) -> None:
 @needs_fixtures
 @pytest.mark.parametrize("name", ["av1_video.mkv", "h265_video.mp4", "test.avi", "video_90.mov"])
 def test_bytes_of_real_codecs(name: str) -> None:
-    numbers = np.arange(0, 12, 3)
     made = Video(name, data=(FIXTURES / name).read_bytes())
+    numbers = np.arange(min(len(made), 12))
     assert (made.read(numbers) == Video(FIXTURES / name).read(numbers)).all()
 
 
