@@ -194,6 +194,24 @@ def test_real_codecs(name: str, shape: tuple[int, int]) -> None:
         assert np.abs(frames.astype(int) - reference[numbers]).mean() < 2
 
 
+def test_bytes_read_as_their_file_does(motion_folder: Path) -> None:
+    path = motion_folder / "videos/train/000003.mp4"
+    numbers = np.array([5, 0, 5, 2])
+    made, file = Video("shard.tar/clip.mp4", data=path.read_bytes()), Video(path)
+    assert (len(made), made.fps) == (len(file), file.fps) and (made.read(numbers) == file.read(numbers)).all()
+    for data, said in ((b"", "the file is empty"), (path.read_bytes()[:400], "cut off"), (b"text\n" * 99, "the file is text")):
+        with pytest.raises(VideoError, match=rf"shard\.tar/clip\.mp4: .*{said}"):
+            Video("shard.tar/clip.mp4", data=data)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", ["av1_video.mkv", "h265_video.mp4", "test.avi", "video_90.mov"])
+def test_bytes_of_real_codecs(name: str) -> None:
+    made = Video(name, data=(FIXTURES / name).read_bytes())
+    numbers = np.arange(min(len(made), 12))
+    assert (made.read(numbers) == Video(FIXTURES / name).read(numbers)).all()
+
+
 @needs_fixtures
 def test_rotation_is_honoured() -> None:
     path = FIXTURES / "video_90.mov"
