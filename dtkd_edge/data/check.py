@@ -199,7 +199,7 @@ def _journal(config: DataConfig) -> Iterator[_Journal]:
 
 def data_config(source: str, overrides: list[str]) -> DataConfig:
     """The data section of a recipe. Where no recipe has that name, the kind of a data set stands for its defaults."""
-    if source not in SETS or source in recipe.shipped() or Path(source).exists():
+    if source not in SETS or source in recipe.shipped() or Path(source).is_file():
         return recipe.load(source, overrides).data
     return recipe.data_section({"kind": source}, overrides, source)
 
