@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def demo(
 ) -> None:
     """Live labels of a source until it ends, or Ctrl-C or SIGTERM comes; recordings are finished in every case.
 
-    loop: play a file again and again; by default that is so in the web view when nothing is recorded.
+    loop: play a file again and again; by default that is so in the web view when nothing is recorded and the file is not read
+    fast. source_options.fast: a file as fast as it goes, with a label for each step of the clip and no frame dropped.
     """
     if view not in VIEWS:
         raise UsageError(f"--view {view}: no such view", f"one of: {', '.join(VIEWS)}")
@@ -49,8 +51,8 @@ def demo(
         raise UsageError("--source browser needs --view web", "the page is the camera")
     options = source_options or SourceOptions()
     if loop is None:
-        loop = view == "web" and record is None and events is None
-    options = SourceOptions(options.width, options.height, options.fps, loop)
+        loop = view == "web" and record is None and events is None and not options.fast
+    options = replace(options, loop=loop)
     grabber = Grabber(open_source(source, options))
     with ExitStack() as stack, _signals() as stopped:
         classifier = stack.enter_context(load_newest([artifact] if artifact else [], device=device))
@@ -62,16 +64,21 @@ def demo(
             stack.callback(log.close)
         recorder = None if record is None else Recorder(record, pipeline)
         stack.callback(pipeline.stop)  # callbacks run backwards: it ends the last event while the log is still open
-        pipeline.start()
         if recorder is not None:
             recorder.start()
             stack.callback(recorder.stop)
+        begin = time.monotonic()
+        pipeline.start()
         say(str(classifier))
         show(stopped)
+        seconds, shown = time.monotonic() - begin, pipeline.clock()
     failure = pipeline.failure()
     if failure:
         raise failure
     ages = pipeline.ages
+    if options.fast:
+        say(f"{grabber.grabbed} frames, {ages.count} labels: {shown:.1f} s of video in {seconds:.1f} s, {shown / seconds:.1f}×")
+        return
     say(
         f"{grabber.grabbed} frames, {grabber.dropped} dropped, {ages.count} labels, "
         f"age p50 {ages.percentile(50) * 1000:.0f} ms, p90 {ages.percentile(90) * 1000:.0f} ms"
@@ -108,7 +115,8 @@ def _none(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str
         if live.label != last[0] or (live.ended and live.label is None):
             last[0] = live.label
             words = f"{live.label} {live.score:.0%}" if live.label else "-"
-            say(f"{live.time:8.2f} s  {words}  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)")
+            late = f"  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)"
+            say(f"{live.time:8.2f} s  {words}{'' if pipeline.grabber.source.waits else late}")
 
     pipeline.listeners.append(line)
 

@@ -5,6 +5,7 @@
     inference  takes the newest clip, runs the model, smooths, decides              (smoothing.py)
 
 So a slow model costs label rate and never lag: the age of a label is one inference and at most one wait for its frame.
+A file that is read fast waits instead: each thread takes every frame, and the same file gives the same labels every time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ KEPT_EVENTS = 200
 @dataclass(frozen=True)
 class Settings:
     """clip_seconds: what a live clip spans (None: from the manifest); smoothing: seconds of the moving average;
-    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second."""
+    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second (a file that is
+    read fast: so many per second of the file, by default one for each step between two frames of a clip)."""
 
     clip_seconds: float | None = None
     smoothing: float = 0.5
@@ -104,9 +106,15 @@ class Pipeline:
         manifest = classifier.artifact.manifest
         spacing = frame_spacing(manifest.preprocess.sampling, self.settings.clip_seconds)
         self._streaming = manifest.mode == "stream"
+        self._waits = grabber.source.waits
+        # Seconds from one inference to the next, by the frames' time. A stream model counts frames: it is fed at its own rate.
+        self._every = spacing if self._streaming else 0.0
+        if self._waits and not self._streaming:
+            self._every = 1 / self.settings.rate if self.settings.rate else spacing
         self._window = Window(1 if self._streaming else manifest.preprocess.sampling.frames, spacing)
         self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.release)
         self._newest: Frame | None = None  # of the window; None when its clip was taken
+        self._sampled = False  # the last frame is in the window
         self._news = threading.Condition()
         self._stop = threading.Event()
         self._threads = [
@@ -155,21 +163,25 @@ class Pipeline:
             if work == self._infer or self.error:
                 self._stop.set()
             with self._news:
+                self._sampled |= work == self._sample
                 self._news.notify_all()
 
     def _sample(self) -> None:
         preprocess = self.classifier.preprocess
         while not self._stop.is_set():
+            running = self.grabber.running  # asked before: the last frame may come between the two lines
             frame = self.grabber.take()
             if frame is None:
-                if not self.grabber.running:
+                if not running:
                     return
                 continue
             small = preprocess.frame(frame.image)
             with self._news:
+                if self._waits:
+                    self._news.wait_for(lambda: self._newest is None or self._stop.is_set())
                 if self.started is None:
-                    self.started = frame.captured
-                self._window.add(frame.captured, small)
+                    self.started = frame.time
+                self._window.add(frame.time, small)
                 self.filled = self._window.filled
                 self._newest = frame
                 self._news.notify_all()
@@ -179,37 +191,35 @@ class Pipeline:
         try:
             while not self._stop.is_set():
                 with self._news:
-                    self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or not self._sampling(), 0.5)
+                    self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or self._sampled, 0.5)
                     frame, self._newest = self._newest, None
                     if frame is None:
-                        if not self._sampling():
+                        if self._sampled:
                             return
                         continue
-                    if self._streaming and frame.captured < due:  # a stream model counts frames: feed it at its own rate
+                    self._news.notify_all()
+                    if self._every and frame.time < due:
                         continue
                     if not self._streaming and self._window.filled < MIN_FILLED:
                         continue
                     clip = self._window.clip()
-                gap = last is not None and frame.captured - last > max(self._window.span, 1.0)
+                gap = last is not None and frame.time - last > max(self._window.span, 1.0)
                 if gap:
                     self._broke_off(last or 0.0)
-                due = max(due, frame.captured - self._window.spacing / 2) + self._window.spacing
-                last = frame.captured
+                due = max(due, frame.time - self._every / 2) + self._every
+                last = frame.time
                 self._step(clip, frame)
-                if self.settings.rate:
+                if self.settings.rate and not self._waits:
                     self._stop.wait(max(0.0, frame.captured + 1 / self.settings.rate - time.monotonic()))
         finally:
             self._finish(last)
-
-    def _sampling(self) -> bool:
-        return self._threads[0].is_alive()
 
     def _step(self, clip: NDArray[np.uint8], frame: Frame) -> None:
         begin = time.monotonic()
         probabilities = self.classifier.predict_live(clip)
         end = time.monotonic()
-        at = frame.captured - (self.started or frame.captured)
-        prediction = self.classifier.prediction(self._ema.update(probabilities, frame.captured))
+        at = frame.time - (self.started or 0.0)
+        prediction = self.classifier.prediction(self._ema.update(probabilities, frame.time))
         ended = self._gate.update({s.label: s.score for s in prediction.top(len(self.classifier.labels[prediction.main]))}, at)
         self._remember(ended)
         now = self._gate.current
@@ -239,7 +249,7 @@ class Pipeline:
         """End the event that is on, at the time of the last frame, and tell the listeners."""
         if self._gate.current is None or self.live is None or last is None:
             return
-        ended = self._gate.close(last - (self.started or last))
+        ended = self._gate.close(last - (self.started or 0.0))
         if ended:
             self._remember(ended)
             live = self.live
@@ -258,7 +268,7 @@ class Pipeline:
         if self.started is None:
             return 0.0
         newest = self.grabber.latest()
-        now = time.monotonic() if self.grabber.state == "live" or newest is None else newest.captured
+        now = time.monotonic() if newest is None or (self.grabber.state == "live" and not self._waits) else newest.time
         return now - self.started
 
     def current(self) -> Event | None:
@@ -276,13 +286,21 @@ def stream(classifier: Classifier, source: str, **options: Any) -> Iterator[Live
     names = set(SourceOptions.__dataclass_fields__)
     wanted = SourceOptions(**{key: options.pop(key) for key in list(options) if key in names})
     pipeline = Pipeline(classifier, Grabber(open_source(source, wanted)), Settings(**options))
+    waiting: deque[Live] = deque()
+    if wanted.fast:
+        pipeline.listeners.append(waiting.append)
     pipeline.start()
     seen = 0
     try:
         while True:
             running = pipeline.running  # read before: the last label may come between the two lines
             live = pipeline.next(seen)
-            if live is not None:
+            if wanted.fast and live is not None:  # every label, not only the newest
+                while waiting:
+                    live = waiting.popleft()
+                    seen = live.seq
+                    yield live
+            elif live is not None:
                 seen = live.seq
                 yield live
             elif not running:

@@ -61,6 +61,9 @@ class Recorder:
             say(f"recorded {self.written} frames to {self.path}" + (f", left out {self.skipped}" if self.skipped else ""))
 
     def _take(self, frame: Frame) -> None:
+        if self.pipeline.grabber.source.waits:
+            self._queue.put(frame)
+            return
         try:
             self._queue.put_nowait(frame)
         except queue.Full:
@@ -85,7 +88,7 @@ class Recorder:
         size = (self._stream.width, self._stream.height)
         if (picture.shape[1], picture.shape[0]) != size:  # the source changed its size, or has an odd one
             picture = np.asarray(Image.fromarray(picture).resize(size))
-        tick = max(round((frame.captured - self._first) * TICKS), self._last_tick + 1)
+        tick = max(round((frame.time - self._first) * TICKS), self._last_tick + 1)
         self._last_tick = tick
         coded = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
         coded.pts, coded.time_base = tick, Fraction(1, TICKS)
@@ -100,7 +103,7 @@ class Recorder:
         self._stream.width, self._stream.height = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS)
-        self._first = frame.captured
+        self._first = frame.time
 
     def _close(self) -> None:
         if self._file is None:  # not one frame came

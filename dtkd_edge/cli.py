@@ -225,6 +225,7 @@ def demo(
     events: Annotated[Path | None, typer.Option(help="Write label events to this .jsonl.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, gpu or npu.")] = "auto",
     loop: Annotated[bool | None, typer.Option("--loop/--no-loop", help="Play a file again at its end. [web view: yes]")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="A file as fast as it goes, no frame dropped.")] = False,
     clip_seconds: Annotated[float | None, typer.Option(help="What a live clip spans. [default: as trained, or 2]")] = None,
     smoothing: Annotated[float, typer.Option(min=0, help="Seconds that the labels are averaged over.")] = 0.5,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a label is shown.")] = 0.5,
@@ -240,7 +241,7 @@ def demo(
 
     run(
         artifact, source=source, view=view, host=host, port=port, token=token, record=record, events=events, device=device,
-        loop=loop, source_options=SourceOptions(width, height, fps),
+        loop=loop, source_options=SourceOptions(width, height, fps, fast=fast),
         settings=Settings(clip_seconds, smoothing, threshold, 0.7 * threshold, rate),
     )  # fmt: skip
 

@@ -44,6 +44,21 @@ def test_a_file_is_labelled_to_its_end_and_recorded(onnx_artifact: Path, tmp_pat
     assert last[-24:].max() > 150 and np.median(last[-24:]) < 60  # light letters on a dark band
 
 
+def test_a_file_read_fast_is_read_whole_and_the_same_every_time(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=150, size=(100, 66))
+    logs = []
+    for out, log in ((tmp_path / "out.mp4", tmp_path / "1.jsonl"), (None, tmp_path / "2.jsonl")):
+        record = () if out is None else ("--record", out)
+        process = demo(onnx_artifact, "--source", video, "--fast", "--view", "none", "--events", log, *record, *QUICK)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, said
+        assert re.search(r"150 frames, \d+ labels: 5\.0 s of video in", said), said
+        logs.append(log.read_text())
+    assert logs[0] == logs[1] and 4.5 < json.loads(logs[0].splitlines()[-1])["end"] <= 5  # dated by the file's own time
+    recording = Video(tmp_path / "out.mp4")
+    assert len(recording) == 150 and recording.duration == pytest.approx(5.0, abs=0.1)
+
+
 def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out.mp4", tmp_path / "events.jsonl"
     process = demo(onnx_artifact, "--source", "pattern", "--view", "none", "--record", out, "--events", log, *QUICK)
@@ -72,6 +87,7 @@ def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None
         (["--source", "pattern", "--view", "none", "--clip-seconds", "-1"], 2, "--clip-seconds"),
         (["--source", "pattern", "--view", "none", "--events", "/proc/no/e.jsonl"], 3, "--events /proc/no/e.jsonl"),
         (["--source", "pattern", "--host", "203.0.113.7"], 2, "--host 203.0.113.7"),
+        (["--source", "pattern", "--fast"], 2, "--fast --source pattern"),
     ],
 )
 def test_what_cannot_start_says_why_in_two_lines(arguments: list[str], code: int, words: str, onnx_artifact: Path) -> None:
