@@ -19,6 +19,7 @@ from dtkd_edge.deploy.classifier import load_newest
 from dtkd_edge.deploy.pipeline import Live, Pipeline, Settings
 from dtkd_edge.deploy.recorder import EventLog, Recorder
 from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, MissingDevice, UsageError
 
 VIEWS = ("web", "window", "none")
@@ -35,6 +36,8 @@ def demo(
     token: str | None = None,
     record: Path | None = None,
     events: Path | None = None,
+    webhook: str | None = None,
+    webhook_hosts: list[str] | None = None,
     device: str = "auto",
     loop: bool | None = None,
     source_options: SourceOptions | None = None,
@@ -54,10 +57,16 @@ def demo(
         loop = view == "web" and record is None and events is None and not options.fast
     options = replace(options, loop=loop)
     grabber = Grabber(open_source(source, options))
+    hook = None if webhook is None else Webhook(webhook, hosts=webhook_hosts)
     with ExitStack() as stack, _signals() as stopped:
         classifier = stack.enter_context(load_newest([artifact] if artifact else [], device=device))
         pipeline = Pipeline(classifier, grabber, settings)
-        show = _VIEWS[view](pipeline, stack, host, port, token)
+        show = _VIEWS[view](pipeline, stack, host, port, token, hook)
+        if hook is not None:
+            hook.about = {"source": grabber.source.name, "model": classifier.artifact.manifest.name}
+            hook.start()
+            pipeline.listeners.append(hook)
+            stack.callback(hook.stop)
         if events is not None:
             log = EventLog(events)
             pipeline.listeners.append(log)
@@ -88,10 +97,10 @@ def demo(
 Show = Callable[[threading.Event], None]
 
 
-def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None, hook: Webhook | None) -> Show:
     from dtkd_edge.deploy.server import WebView
 
-    web = WebView(pipeline, host, port, token=token)
+    web = WebView(pipeline, host, port, token=token, webhook=hook)
 
     def show(stopped: threading.Event) -> None:
         web.start()
@@ -107,7 +116,7 @@ def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str 
     return show
 
 
-def _none(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+def _none(pipeline: Pipeline, *_: Any) -> Show:
     """A line on standard error whenever the label changes, for services and pipes."""
     last: list[str | None] = [None]
 
@@ -127,7 +136,7 @@ def _none(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str
     return show
 
 
-def _window(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+def _window(pipeline: Pipeline, *_: Any) -> Show:
     from dtkd_edge.deploy import overlay
     from dtkd_edge.deploy.sources.device import OPENCV_HOW, import_cv2
 

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ class Live:
     """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
 
     age, inference: seconds from the capture of the newest frame to this label, and of the model alone. stamp: the sender's clock
-    of that frame.
+    of that frame. began, ended: the event that this label begins, and the one that it ends.
     """
 
     seq: int
@@ -67,6 +67,7 @@ class Live:
     inference: float
     stamp: float | None = None
     ended: Event | None = None
+    began: Event | None = None
 
 
 @dataclass
@@ -220,6 +221,7 @@ class Pipeline:
         end = time.monotonic()
         at = frame.time - (self.started or 0.0)
         prediction = self.classifier.prediction(self._ema.update(probabilities, frame.time))
+        before = self._gate.current
         ended = self._gate.update({s.label: s.score for s in prediction.top(len(self.classifier.labels[prediction.main]))}, at)
         self._remember(ended)
         now = self._gate.current
@@ -229,7 +231,11 @@ class Pipeline:
         self.inferences.add(end - begin)
         self.label_rate.tick(end)
         self._number += 1
-        live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended)
+        began = None
+        if now is not None and now is not before:
+            now.wall = None if self._waits else time.time() - age
+            began = replace(now)  # the event itself goes on changing
+        live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended, began)
         self._publish(live)
 
     def _publish(self, live: Live) -> None:

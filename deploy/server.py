@@ -24,6 +24,7 @@ from dtkd_edge.deploy.guard import COOKIE, Guard, is_loopback, new_token
 from dtkd_edge.deploy.metrics import prometheus
 from dtkd_edge.deploy.pipeline import Pipeline, scores_json
 from dtkd_edge.deploy.sources.browser import BrowserSource
+from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, NotHereError, UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ class Viewer:
 class WebView:
     """Serves a running pipeline. The server has a thread and an event loop of its own."""
 
-    def __init__(self, pipeline: Pipeline, host: str, port: int, *, token: str | None = None) -> None:
-        self.pipeline, self.host, self.port = pipeline, host, port
+    def __init__(
+        self, pipeline: Pipeline, host: str, port: int, *, token: str | None = None, webhook: Webhook | None = None
+    ) -> None:
+        self.pipeline, self.host, self.port, self.webhook = pipeline, host, port, webhook
         self.token = token or (None if is_loopback(host) else new_token())
         self.guard = Guard(self.token)
         self.viewers: set[Viewer] = set()
@@ -183,6 +186,8 @@ class WebView:
         if reason is not None:
             return PlainTextResponse(f"{reason}\n", 403)
         own = {"viewers": len(self.viewers), "viewers_slow": self.slow, "refused": self.refused}
+        if self.webhook is not None:
+            own |= {f"webhook_{name}": count for name, count in self.webhook.counts().items()}
         return PlainTextResponse(prometheus(self.pipeline, own), media_type="text/plain; version=0.0.4")
 
     # --- WebSocket
@@ -307,6 +312,7 @@ class WebView:
             "fps": round(grabber.fps, 2),
             "rate": round(pipeline.label_rate.value(time.monotonic()), 2),
             "dropped": grabber.dropped,
+            "webhook": self.webhook.counts() if self.webhook else None,
             "current": current.to_json() if current else None,
             "seq": live.seq if live else 0,
             "label": live.label if live else None,

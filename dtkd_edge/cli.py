@@ -223,6 +223,8 @@ def demo(
     token: Annotated[str | None, typer.Option(help="What a viewer must know. [default: made when not on loopback]")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the annotated picture to this .mp4.")] = None,
     events: Annotated[Path | None, typer.Option(help="Write label events to this .jsonl.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Post events as JSON there (this machine).")] = None,
+    webhook_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another host that --webhook may name.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, gpu or npu.")] = "auto",
     loop: Annotated[bool | None, typer.Option("--loop/--no-loop", help="Play a file again at its end. [web view: yes]")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="A file as fast as it goes, no frame dropped.")] = False,
@@ -240,8 +242,8 @@ def demo(
     from dtkd_edge.deploy.sources import SourceOptions
 
     run(
-        artifact, source=source, view=view, host=host, port=port, token=token, record=record, events=events, device=device,
-        loop=loop, source_options=SourceOptions(width, height, fps, fast=fast),
+        artifact, source=source, view=view, host=host, port=port, token=token, record=record, events=events, webhook=webhook,
+        webhook_hosts=webhook_host, device=device, loop=loop, source_options=SourceOptions(width, height, fps, fast=fast),
         settings=Settings(clip_seconds, smoothing, threshold, 0.7 * threshold, rate),
     )  # fmt: skip
 

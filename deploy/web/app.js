@@ -100,6 +100,11 @@ function update(data) {
   number("s-rate", data.seq ? fixed(data.rate) : null, "/s");
   number("s-fps", fixed(data.fps), "fps");
   number("s-dropped", data.dropped.toLocaleString(), "");
+  $("hook").hidden = !data.webhook;
+  if (data.webhook) {
+    const lost = data.webhook.failed + data.webhook.dropped;
+    number("s-hook", data.webhook.sent.toLocaleString(), lost ? `${lost.toLocaleString()} lost` : "posted");
+  }
   for (const [head, top] of Object.entries(data.top)) bars(head, top, data.label);
   list();
 }
