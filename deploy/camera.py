@@ -45,10 +45,12 @@ class Source(ABC):
 
     waits: nothing is lost by reading later, so every picture waits until it was used, and the stamp that `read` gives with it
     is the time, in seconds, that clips are sampled by. A camera does not wait.
+    patient: `read` may rightly take for ever, because somebody has to do something first.
     """
 
     name: str
     waits: bool = False
+    patient: bool = False
 
     @abstractmethod
     def open(self) -> None:
@@ -95,6 +97,7 @@ class Grabber:
         self.error: DtkdEdgeError | None = None
         self.grabbed = self.dropped = self.reconnects = 0
         self.listeners: list[Callable[[Frame], None]] = []  # called in this thread with every frame; must return at once
+        self.turned = time.monotonic()  # when a picture or an attempt to get one was last over
         self._backoff = backoff
         self._rate = Rate()
         self._slot: Frame | None = None
@@ -157,6 +160,7 @@ class Grabber:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                self.turned = time.monotonic()
                 try:
                     read = self.source.read()
                 except SourceLost:
@@ -180,6 +184,7 @@ class Grabber:
         self.state = "reconnecting"
         pause, longest = self._backoff
         while not self._stop.wait(pause):
+            self.turned = time.monotonic()
             pause = min(2 * pause, longest)
             try:
                 self.source.open()

@@ -16,6 +16,7 @@ from typing import Any
 from dtkd_edge.console import say
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.classifier import load_newest
+from dtkd_edge.deploy.notify import Notifier
 from dtkd_edge.deploy.pipeline import Live, Pipeline, Settings
 from dtkd_edge.deploy.recorder import EventLog, Recorder
 from dtkd_edge.deploy.sources import SourceOptions, open_source
@@ -79,7 +80,10 @@ def demo(
         begin = time.monotonic()
         pipeline.start()
         say(str(classifier))
-        show(stopped)
+        notifier = Notifier(pipeline)
+        stack.callback(notifier.stop)
+        show(stopped, notifier.start)
+        notifier.stop()
         seconds, shown = time.monotonic() - begin, pipeline.clock()
     failure = pipeline.failure()
     if failure:
@@ -94,7 +98,7 @@ def demo(
     )
 
 
-Show = Callable[[threading.Event], None]
+Show = Callable[[threading.Event, Callable[[], None]], None]  # (ends when this is set, to be called when all is up)
 
 
 def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None, hook: Webhook | None) -> Show:
@@ -102,8 +106,9 @@ def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str 
 
     web = WebView(pipeline, host, port, token=token, webhook=hook)
 
-    def show(stopped: threading.Event) -> None:
+    def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
         web.start()
+        ready()
         stack.callback(web.stop)
         say(f"open {web.url}   (Ctrl-C ends it)")
         if web.token:
@@ -129,7 +134,8 @@ def _none(pipeline: Pipeline, *_: Any) -> Show:
 
     pipeline.listeners.append(line)
 
-    def show(stopped: threading.Event) -> None:
+    def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
+        ready()
         while not stopped.is_set() and not pipeline.wait(0.2):
             pass
 
@@ -148,7 +154,8 @@ def _window(pipeline: Pipeline, *_: Any) -> Show:
         raise MissingDependency("--view window: this OpenCV has no windows (headless)", f"use --view web; or {OPENCV_HOW}")
     title = "dtkd-edge (q ends it)"
 
-    def show(stopped: threading.Event) -> None:
+    def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
+        ready()
         seen = 0
         while not stopped.is_set() and not pipeline.wait(0):
             frame = pipeline.grabber.latest()

@@ -37,6 +37,7 @@ def prometheus(pipeline: Pipeline, web: dict[str, int]) -> str:
         one("webhook_failed_total", "counter", "Events that the webhook did not take.", web["webhook_failed"])
         one("webhook_dropped_total", "counter", "Events dropped because too many waited for the webhook.", web["webhook_dropped"])
         one("webhook_waiting", "gauge", "Events that wait for the webhook.", web["webhook_waiting"])
+    one("stalled_seconds", "gauge", "Since the slowest thread of the pipeline came round.", pipeline.stalled())
     one("threads", "gauge", "Python threads.", threading.active_count())
     one("resident_memory_bytes", "gauge", "Resident memory of the process.", resident_memory())
     return "\n".join(lines) + "\n"

@@ -116,6 +116,7 @@ class Pipeline:
         self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.release)
         self._newest: Frame | None = None  # of the window; None when its clip was taken
         self._sampled = False  # the last frame is in the window
+        self._turned = {"sampler": time.monotonic(), "inference": time.monotonic()}
         self._news = threading.Condition()
         self._stop = threading.Event()
         self._threads = [
@@ -129,6 +130,7 @@ class Pipeline:
         self.classifier.backend.run(np.zeros(shape, np.uint8))
         self.classifier.backend.reset()
         self.grabber.start()
+        self._turned = dict.fromkeys(self._turned, time.monotonic())
         for thread in self._threads:
             thread.start()
 
@@ -145,6 +147,21 @@ class Pipeline:
     @property
     def running(self) -> bool:
         return self.error is None and any(thread.is_alive() for thread in self._threads)
+
+    def stalled(self) -> float:
+        """Seconds since the slowest of the three threads last came round. Well below 1 in health, whatever the source does; a
+        source that cannot be reached costs its own time-outs, one that hangs grows without end."""
+        now = time.monotonic()
+        return max(now - turned for turned in self._pulse().values()) if self.running else 0.0
+
+    def slowest(self) -> str:
+        pulse = self._pulse()
+        return min(pulse, key=pulse.__getitem__)
+
+    def _pulse(self) -> dict[str, float]:
+        grabber = self.grabber
+        reading = grabber.running and not grabber.source.patient
+        return {**self._turned, **({"grabber": grabber.turned} if reading else {})}
 
     def failure(self) -> DtkdEdgeError | None:
         return self.error or self.grabber.error
@@ -170,6 +187,7 @@ class Pipeline:
     def _sample(self) -> None:
         preprocess = self.classifier.preprocess
         while not self._stop.is_set():
+            self._turned["sampler"] = time.monotonic()
             running = self.grabber.running  # asked before: the last frame may come between the two lines
             frame = self.grabber.take()
             if frame is None:
@@ -191,6 +209,7 @@ class Pipeline:
         last, due = None, 0.0
         try:
             while not self._stop.is_set():
+                self._turned["inference"] = time.monotonic()
                 with self._news:
                     self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or self._sampled, 0.5)
                     frame, self._newest = self._newest, None
@@ -211,9 +230,13 @@ class Pipeline:
                 last = frame.time
                 self._step(clip, frame)
                 if self.settings.rate and not self._waits:
-                    self._stop.wait(max(0.0, frame.captured + 1 / self.settings.rate - time.monotonic()))
+                    self._pause(frame.captured + 1 / self.settings.rate)
         finally:
             self._finish(last)
+
+    def _pause(self, until: float) -> None:
+        while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, 0.5)):
+            self._turned["inference"] = time.monotonic()
 
     def _step(self, clip: NDArray[np.uint8], frame: Frame) -> None:
         begin = time.monotonic()

@@ -41,6 +41,7 @@ MAX_VIEWERS = 64
 MAX_MESSAGE = 1 << 20  # bytes that a viewer may send at once
 MAX_MESSAGES_PER_S = 90
 SLOW_S = 5.0  # a message that a viewer does not take within this long ends its connection
+STALLED_S = 30.0  # a thread of the pipeline that does not come round for so long hangs: opening a stream may take a third of it
 SENT_EVENTS = 60
 TOP = 5
 
@@ -171,13 +172,15 @@ class WebView:
         return response
 
     async def _health(self, request: Request) -> Response:
-        """For a supervisor: 200 while labels can come, 503 when the source or the model failed. Says nothing private."""
+        """For a supervisor: 200 while labels can come, 503 when source or model failed or hang. Says nothing private."""
         from starlette.responses import JSONResponse
 
         pipeline = self.pipeline
-        live = pipeline.grabber.state
-        good = pipeline.failure() is None and live != "failed"
-        return JSONResponse({"status": live if good else "failed", "labels": pipeline.inferences.count}, 200 if good else 503)
+        status: str = "failed" if pipeline.failure() else pipeline.grabber.state
+        if status != "failed" and pipeline.stalled() > STALLED_S:
+            status = "stuck"
+        good = status not in ("failed", "stuck")
+        return JSONResponse({"status": status, "labels": pipeline.inferences.count}, 200 if good else 503)
 
     async def _metrics(self, request: Request) -> Response:
         from starlette.responses import PlainTextResponse
