@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from dtkd_edge.deploy.sources.av import import_av
 from dtkd_edge.errors import InputError
 
 TICKS = 90_000  # of the file's clock in a second: frames keep the time at which they were captured
+GROUP = 60  # frames that a power cut, a kill or a full disk may cost: the file is written in parts of so many
+HYBRID = (61, 7, 0)  # the libavformat of FFmpeg 7.1
 QUEUE = 8  # frames that may wait for the encoder; more are left out of the file
 
 
@@ -78,6 +81,9 @@ class Recorder:
         except (OSError, self._av.error.FFmpegError) as error:
             self._failed = True
             say(f"--record {self.path}: {error.strerror or error}; the recording ends here, the rest goes on")
+            with suppress(OSError, self._av.error.FFmpegError):
+                if self._file is not None:
+                    self._file.close()
             while self._queue.get() is not None:
                 pass
 
@@ -97,8 +103,12 @@ class Recorder:
 
     def _open(self, picture: NDArray[np.uint8], frame: Frame) -> None:
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        self._file = self._av.open(str(self.path), "w", format="mp4")
-        options = {"preset": "veryfast", "crf": "22"} if codec == "libx264" else {}
+        # In parts, so that what is there plays when the end never comes; the newer way also leaves an ordinary file at an orderly end.
+        newer = self._av.library_versions["libavformat"] >= HYBRID
+        flags = "frag_keyframe+hybrid_fragmented" if newer else "frag_keyframe+empty_moov+default_base_moof"
+        parts = {"movflags": flags, "flush_packets": "1"}
+        self._file = self._av.open(str(self.path), "w", format="mp4", options=parts)
+        options = {"g": str(GROUP), **({"preset": "veryfast", "crf": "22"} if codec == "libx264" else {})}
         self._stream = self._file.add_stream(codec, rate=30, options=options)
         self._stream.width, self._stream.height = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
         self._stream.pix_fmt = "yuv420p"

@@ -92,7 +92,7 @@ def test_pages_health_and_metrics(onnx_artifact: Path) -> None:
         assert float(re.search(r"^dtkd_edge_label_age_seconds_count (\d+)", metrics, re.M)[1]) > 3
 
 
-def test_foreign_pages_and_names_are_refused(onnx_artifact: Path) -> None:
+def test_foreign_pages_and_names_are_refused(onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from websockets.sync.client import connect
 
     with serving(onnx_artifact) as web:
@@ -104,9 +104,11 @@ def test_foreign_pages_and_names_are_refused(onnx_artifact: Path) -> None:
         with connect(address, origin=web.url.rstrip("/")) as socket:
             assert json.loads(socket.recv())["type"] == "hello"
         assert web.refused == 3
+    said = capsys.readouterr().err
+    assert said.count("foreign origin 'http://evil.example'") == 2 and "host 'evil.example' is not this machine" in said
 
 
-def test_another_address_needs_the_token(onnx_artifact: Path) -> None:
+def test_another_address_needs_the_token(onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(onnx_artifact, host="0.0.0.0") as web:
         assert web.token and web.token in web.url
         base = f"http://127.0.0.1:{web.port}/"
@@ -116,6 +118,8 @@ def test_another_address_needs_the_token(onnx_artifact: Path) -> None:
         assert status == 200
         cookie = headers["set-cookie"].partition(";")[0]
         assert "HttpOnly" in headers["set-cookie"] and get(base + "app.js", Cookie=cookie)[0] == 200
+        said = capsys.readouterr().err
+        assert said.count("wrong or missing token") == 3 and web.token not in said
 
 
 def test_guard_knows_its_own_names() -> None:
