@@ -103,7 +103,7 @@ class Recorder:
 
     def _open(self, picture: NDArray[np.uint8], frame: Frame) -> None:
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        # In parts, so that what is there plays when the end never comes; the newer way also leaves an ordinary file at an orderly end.
+        # In parts, so that what is there plays when the end never comes; the newer way leaves an ordinary file at an orderly end.
         newer = self._av.library_versions["libavformat"] >= HYBRID
         flags = "frag_keyframe+hybrid_fragmented" if newer else "frag_keyframe+empty_moov+default_base_moof"
         parts = {"movflags": flags, "flush_packets": "1"}
