@@ -107,7 +107,12 @@ class Grabber:
         self._thread = threading.Thread(target=self._run, name="grabber", daemon=True)
 
     def start(self) -> None:
-        """Open the source, here and now, so that a camera that is not there is the caller's error; then go on in the thread."""
+        """Open the source, here and now, so that a camera that is not there is the caller's error; then go on in the thread.
+
+        Harmless when called again.
+        """
+        if self._thread.ident is not None:
+            return
         self.source.open()
         self._thread.start()
 

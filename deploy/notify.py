@@ -7,15 +7,15 @@ import socket
 import threading
 
 from dtkd_edge.console import say
-from dtkd_edge.deploy.pipeline import Pipeline
+from dtkd_edge.deploy.session import Session
 
 
 class Notifier:
     """Datagrams to $NOTIFY_SOCKET. With $WATCHDOG_USEC it says WATCHDOG=1 twice in that time, and only while the pipeline turns:
     a camera driver or a model that hangs stops it, and systemd starts the service again."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self._address = os.environ.get("NOTIFY_SOCKET", "")
         mine = os.environ.get("WATCHDOG_PID") in (None, "", str(os.getpid()))
         usec = os.environ.get("WATCHDOG_USEC", "")
@@ -40,15 +40,16 @@ class Notifier:
         pause = self.limit / 2 if self.limit else 10.0
         stuck = False
         while not self._stop.wait(pause):
-            was, stuck = stuck, self.limit is not None and self.pipeline.stalled() >= pause
+            was, stuck = stuck, self.limit is not None and self.session.pipeline.stalled() >= pause
             if stuck and not was:
-                say(f"the {self.pipeline.slowest()} thread has not turned for {pause:.0f} s: the watchdog is not told to wait")
+                which = self.session.pipeline.slowest()
+                say(f"the {which} thread has not turned for {pause:.0f} s: the watchdog is not told to wait")
             if not stuck:
                 self._send(*(["WATCHDOG=1"] if self.limit else []), self._status())
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
-        grabber, ages = self.pipeline.grabber, self.pipeline.ages
+        grabber, ages = self.session.pipeline.grabber, self.session.pipeline.ages
         return f"STATUS={grabber.state}, {grabber.fps:.0f} fps, {ages.count} labels, age p90 {ages.percentile(90) * 1000:.0f} ms"
 
     def _send(self, *lines: str) -> None:

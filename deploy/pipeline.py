@@ -126,18 +126,22 @@ class Pipeline:
 
     def start(self) -> None:
         """Raises what opening the source raises. The model runs once before, so that the first label is not a slow one."""
-        shape = [1, *self.classifier.artifact.manifest.input.shape[1:]]
-        self.classifier.backend.run(np.zeros(shape, np.uint8))
-        self.classifier.backend.reset()
+        self.warm_up()
         self.grabber.start()
         self._turned = dict.fromkeys(self._turned, time.monotonic())
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Stop and join all threads, and end the event that is on. Harmless when called again."""
+    def warm_up(self) -> None:
+        shape = [1, *self.classifier.artifact.manifest.input.shape[1:]]
+        self.classifier.backend.run(np.zeros(shape, np.uint8))
+        self.classifier.backend.reset()
+
+    def stop(self, *, grabber: bool = True) -> None:
+        """Stop and join all threads (grabber: its own too), and end the event that is on. Harmless when called again."""
         self._stop.set()
-        self.grabber.stop()
+        if grabber:
+            self.grabber.stop()
         with self._news:
             self._news.notify_all()
         for thread in self._threads:

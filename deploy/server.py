@@ -23,6 +23,7 @@ from dtkd_edge.console import say
 from dtkd_edge.deploy.guard import COOKIE, Guard, is_loopback, new_token
 from dtkd_edge.deploy.metrics import prometheus
 from dtkd_edge.deploy.pipeline import Pipeline, scores_json
+from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources.browser import BrowserSource
 from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, NotHereError, UsageError
@@ -52,6 +53,7 @@ class Viewer:
     def __init__(self, websocket: WebSocket) -> None:
         self.websocket = websocket
         self.wake = asyncio.Event()
+        self.greeted = -1
         self.events_sent = -1
         self.picture_sent = 0
 
@@ -60,9 +62,9 @@ class WebView:
     """Serves a running pipeline. The server has a thread and an event loop of its own."""
 
     def __init__(
-        self, pipeline: Pipeline, host: str, port: int, *, token: str | None = None, webhook: Webhook | None = None
+        self, session: Session, host: str, port: int, *, token: str | None = None, webhook: Webhook | None = None
     ) -> None:
-        self.pipeline, self.host, self.port, self.webhook = pipeline, host, port, webhook
+        self.session, self.host, self.port, self.webhook = session, host, port, webhook
         self.token = token or (None if is_loopback(host) else new_token())
         self.guard = Guard(self.token)
         self.viewers: set[Viewer] = set()
@@ -72,6 +74,10 @@ class WebView:
         self._sender: Viewer | None = None
         self._server: Any = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.session.pipeline
 
     @property
     def url(self) -> str:
@@ -226,10 +232,12 @@ class WebView:
             await asyncio.wait_for(send, SLOW_S)
 
         try:
-            await out(json.dumps(self._hello()))
             while True:
                 await viewer.wake.wait()
                 viewer.wake.clear()
+                if self.session.number != viewer.greeted:
+                    viewer.greeted, viewer.events_sent = self.session.number, -1
+                    await out(json.dumps(self._hello()))
                 number, jpeg = self._picture
                 if number != viewer.picture_sent:
                     viewer.picture_sent = number
@@ -243,10 +251,9 @@ class WebView:
             self.slow += 1
 
     async def _receive(self, viewer: Viewer) -> None:
-        """Only pictures, only in browser mode, only from one viewer; anything else is passed over, a flood ends it."""
+        """A wish to switch; pictures, only in browser mode and from one viewer; anything else is passed over, a flood ends it."""
         from starlette.websockets import WebSocketDisconnect
 
-        source = self.pipeline.grabber.source
         second, count = 0, 0
         with suppress(WebSocketDisconnect, RuntimeError):
             while True:
@@ -258,7 +265,9 @@ class WebView:
                 if count > MAX_MESSAGES_PER_S:
                     say("a viewer sent too many messages and was dropped")
                     return
-                data = message.get("bytes")
+                data, source = message.get("bytes"), self.pipeline.grabber.source
+                if (wish := _wish(message.get("text"))) is not None:
+                    await asyncio.to_thread(self.session.switch, *wish)
                 if not data or len(data) <= 8 or not isinstance(source, BrowserSource):
                     continue
                 if self._sender is None:
@@ -278,7 +287,8 @@ class WebView:
             frame = self.pipeline.grabber.latest()
             if frame is not None and frame.index != seen:
                 seen = frame.index
-                only = len(self.viewers) == 1 and self._sender in self.viewers  # it shows its own camera itself
+                sending = isinstance(self.pipeline.grabber.source, BrowserSource)
+                only = sending and len(self.viewers) == 1 and self._sender in self.viewers  # it shows its own camera itself
                 if not only:
                     self._picture = (seen, await asyncio.to_thread(to_jpeg, frame.image))
             elif time.monotonic() - told < 0.5:  # without pictures the state still changes, but need not hurry
@@ -298,7 +308,7 @@ class WebView:
             "precision": classifier.backend.effective_precision,
             "backend": classifier.backend.name,
             "device": classifier.backend.device,
-            "source": source.name.rpartition("@")[2].rpartition("/")[2] or source.name,  # no password, no path
+            **self.session.choices(),
             "browser": isinstance(source, BrowserSource),
             "labels": manifest.labels[main],
         }
@@ -315,6 +325,7 @@ class WebView:
             "fps": round(grabber.fps, 2),
             "rate": round(pipeline.label_rate.value(time.monotonic()), 2),
             "dropped": grabber.dropped,
+            "trouble": self.session.trouble,
             "webhook": self.webhook.counts() if self.webhook else None,
             "current": current.to_json() if current else None,
             "seq": live.seq if live else 0,
@@ -331,6 +342,20 @@ class WebView:
                 "top": {head: scores_json(live.prediction.top(TOP, head)) for head in live.prediction.heads},
             }
         return state
+
+
+def _wish(text: str | None) -> tuple[str, int] | None:
+    """'{"source": 1}' → ('source', 1). Whatever else a page sends is None."""
+    if not text or len(text) > 100:
+        return None
+    try:
+        wish = json.loads(text)
+    except ValueError:
+        return None
+    for what in ("source", "artifact"):
+        if isinstance(wish, dict) and type(wish.get(what)) is int:
+            return what, wish[what]
+    return None
 
 
 def to_jpeg(image: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> bytes:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,7 +34,7 @@ class Webhook:
 
     def __init__(self, url: str, *, hosts: list[str] | None = None) -> None:
         self.sent = self.failed = self.dropped = 0
-        self.about: dict[str, str] = {}  # goes into every post
+        self.about: Callable[[], dict[str, str]] = dict  # what else goes into every post
         self._connect, self._path, self.name = _target(url, hosts or [])
         self._run_id, self._number = uuid.uuid4().hex[:12], 0
         self._waiting: deque[dict[str, Any]] = deque()
@@ -54,7 +55,7 @@ class Webhook:
                         self._waiting.popleft()
                         self.dropped += 1
                     self._number += 1
-                    post = {"id": f"{self._run_id}-{self._number}", "phase": phase, **event.to_json(), **self.about}
+                    post = {"id": f"{self._run_id}-{self._number}", "phase": phase, **event.to_json(), **self.about()}
                     self._waiting.append(post)
                     self._news.notify_all()
 

@@ -216,7 +216,10 @@ def predict(
 @app.command()
 def demo(
     artifact: Annotated[Path | None, typer.Argument(help="An artefact or run. [default: the newest]")] = None,
-    source: Annotated[str, typer.Option(help="Camera number, csi, file, URL, pattern, or browser.")] = "0",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Camera number, csi, file, URL, pattern, or browser; several: the page can switch. [default: 0]"),
+    ] = None,
     view: Annotated[str, typer.Option(help="web, window or none.")] = "web",
     host: Annotated[str, typer.Option(help="Address that the web view listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the web view; 0 takes a free one.")] = 8080,
@@ -242,8 +245,9 @@ def demo(
     from dtkd_edge.deploy.sources import SourceOptions
 
     run(
-        artifact, source=source, view=view, host=host, port=port, token=token, record=record, events=events, webhook=webhook,
-        webhook_hosts=webhook_host, device=device, loop=loop, source_options=SourceOptions(width, height, fps, fast=fast),
+        artifact, source=source or ["0"], view=view, host=host, port=port, token=token, record=record, events=events,
+        webhook=webhook, webhook_hosts=webhook_host, device=device, loop=loop,
+        source_options=SourceOptions(width, height, fps, fast=fast),
         settings=Settings(clip_seconds, smoothing, threshold, 0.7 * threshold, rate),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.notify import Notifier
 from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import open_source
 
 UNIT = Path(__file__).parents[2] / "deploy" / "jetson" / "dtkd-edge.service"
@@ -75,7 +76,7 @@ def test_what_hangs_is_not_alive(
         monkeypatch.setattr(classifier, "predict_live", lambda clip: (what != "inference" or go_on.wait(60), predict(clip))[1])
         monkeypatch.setattr(pipeline.grabber.source, "read", lambda: (what != "grabber" or go_on.wait(60), read())[1])
         pipeline.start()
-        notifier = Notifier(pipeline)
+        notifier = Notifier(Session(pipeline))
         notifier.start()
         listener.settimeout(20)
         assert lines(listener)[0] == "READY=1" and lines(listener)[0] == "WATCHDOG=1"
@@ -104,14 +105,14 @@ def test_no_manager_no_word(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch
     with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
         pipeline = Pipeline(classifier, Grabber(open_source("pattern")))
         before = threading.active_count()
-        quiet = Notifier(pipeline)
+        quiet = Notifier(Session(pipeline))
         quiet.start()
         assert threading.active_count() == before
         quiet.stop()
         monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/socket")  # a manager that went away ends nothing
         monkeypatch.setenv("WATCHDOG_PID", "1")
         monkeypatch.setenv("WATCHDOG_USEC", "1000000")
-        lost = Notifier(pipeline)
+        lost = Notifier(Session(pipeline))
         lost.start()
         lost.stop()
         assert lost.limit is None  # the watchdog of another process

@@ -27,6 +27,7 @@ from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.guard import Guard
 from dtkd_edge.deploy.pipeline import Pipeline, Settings
 from dtkd_edge.deploy.server import MAX_MESSAGE, MAX_MESSAGES_PER_S, WebView, to_jpeg
+from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.browser import decode_jpeg
 from dtkd_edge.errors import UsageError
@@ -44,19 +45,28 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @contextmanager
-def serving(artifact: Path, source: str = "pattern", *, host: str = "127.0.0.1", **settings: Any) -> Iterator[WebView]:
+def serving(
+    artifact: Path,
+    source: str = "pattern",
+    *,
+    host: str = "127.0.0.1",
+    others: tuple[str, ...] = (),
+    artifacts: list[Path] | None = None,
+    **settings: Any,
+) -> Iterator[WebView]:
     options = SourceOptions(width=160, height=120, loop=True)
     chosen = Settings(**{"clip_seconds": 0.4, "threshold": 0.0, "release": 0.0, **settings})
     with dtkd_edge.load(artifact, device="cpu", threads=1) as classifier:
         pipeline = Pipeline(classifier, Grabber(open_source(source, options)), chosen)
         pipeline.start()
-        web = WebView(pipeline, host, 0)
+        session = Session(pipeline, sources=[source, *others], artifacts=artifacts, options=options, device="cpu")
+        web = WebView(session, host, 0)
         web.start()
         try:
             yield web
         finally:
             web.stop()
-            pipeline.stop()
+            session.stop()
 
 
 def get(url: str, **headers: str) -> tuple[int, str, Any]:
@@ -133,7 +143,7 @@ def test_guard_knows_its_own_names() -> None:
 
 def test_a_port_that_is_taken(onnx_artifact: Path) -> None:
     with serving(onnx_artifact) as web, pytest.raises(UsageError, match=f"--port {web.port}"):
-        WebView(web.pipeline, "127.0.0.1", web.port).start()
+        WebView(web.session, "127.0.0.1", web.port).start()
 
 
 def test_many_viewers_one_inference_and_slow_ones_are_dropped(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def posting(url: str, **options: Any) -> Iterator[Webhook]:
 def test_what_a_receiver_gets(onnx_artifact: Path) -> None:
     with receiving() as server, dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
         with posting(server.url) as hook:
-            hook.about = {"source": "pattern", "model": "tiny"}
+            hook.about = lambda: {"source": "pattern", "model": "tiny"}
             settings = Settings(clip_seconds=0.4, threshold=0.0, release=0.0)
             pipeline = Pipeline(classifier, Grabber(open_source("pattern")), settings)
             pipeline.listeners.append(hook)
