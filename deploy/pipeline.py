@@ -167,6 +167,11 @@ class Pipeline:
         reading = grabber.running and not grabber.source.patient
         return {**self._turned, **({"grabber": grabber.turned} if reading else {})}
 
+    @property
+    def span(self) -> float:
+        """Seconds from the first to the last frame of a clip."""
+        return self._window.span
+
     def failure(self) -> DtkdEdgeError | None:
         return self.error or self.grabber.error
 

@@ -80,8 +80,8 @@ class Session:
 
         What cannot be opened leaves everything as it is, and its reason in `trouble`.
         """
-        choices = {"source": self.sources, "artifact": self.artifacts}.get(what, [])
-        if not 0 <= number < len(choices) or number == getattr(self, what):
+        count = {"source": len(self.sources), "artifact": len(self.artifacts)}.get(what, 0)
+        if not 0 <= number < count or number == getattr(self, what):
             return
         with self._lock:
             if not self.pipeline.running:
