@@ -44,7 +44,6 @@ from dtkd_edge.deploy.sources.pattern import draw
 FPS = 30.0
 MODELS = 1.5  # of the model's median that an age may take besides one frame interval
 VIEWERS, WITHIN = 20, 0.05
-BLOCKS = 3  # turns of each number of viewers
 SETTLE_S = 2.0
 
 
@@ -123,9 +122,9 @@ def watch(url: str, viewers: int) -> None:
     asyncio.run(every())
 
 
-def viewers(session: Session, web: WebView, seconds: float) -> dict[str, Any]:
+def viewers(session: Session, web: WebView, seconds: float, blocks: int) -> dict[str, Any]:
     rates: dict[int, list[float]] = {1: [], VIEWERS: []}
-    for block in range(BLOCKS):
+    for block in range(blocks):
         for count in [1, VIEWERS][:: -1 if block % 2 else 1]:
             with watched(web, count):
                 time.sleep(SETTLE_S)
@@ -164,6 +163,7 @@ def main() -> int:
     parser.add_argument("artifact", nargs="*", type=Path, help="artefacts, for instance a clip and a stream one")
     parser.add_argument("--source", help="a video file, played at 30 pictures a second [default: 12 s of the test pattern]")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each age, and of each block with viewers")
+    parser.add_argument("--blocks", type=int, default=3, help="turns of one viewer and of twenty")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak; 0 leaves it out")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="of the runtime")
@@ -190,7 +190,7 @@ def main() -> int:
         with running(wanted.artifact[0], source, wanted.device, wanted.threads) as session:
             web = WebView(session, "127.0.0.1", 0)
             web.start()
-            tell(wanted.artifact[0], viewers(session, web, wanted.seconds))
+            tell(wanted.artifact[0], viewers(session, web, wanted.seconds, wanted.blocks))
             if wanted.minutes:
                 tell(wanted.artifact[0], soak(session, web, wanted.minutes))
             web.stop()
