@@ -275,11 +275,13 @@ def recipes(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    artifact: Annotated[Path | None, typer.Argument(help="An artefact or run to try. [default: the newest]")] = None,
+) -> None:
     """What works on this machine, and the fix for what does not."""
     from dtkd_edge.deploy.doctor import doctor as run
 
-    run()
+    run(artifact)
 
 
 @data_app.command("synth")

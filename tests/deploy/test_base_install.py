@@ -29,7 +29,9 @@ def test_predict_demo_and_doctor_without_torch(onnx_artifact: Path, source: Path
     installed = run(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", source, cwd=empty, timeout=500)
     assert installed.returncode == 0, installed.stderr
     there = run(python, "-m", "pip", "list", "--format", "freeze", cwd=empty).stdout.lower()
-    assert "onnxruntime==" in there and not any(f"\n{name}==" in f"\n{there}" for name in ("torch", "av", "opencv-python", "scipy"))
+    assert "onnxruntime==" in there and not any(
+        f"\n{name}==" in f"\n{there}" for name in ("torch", "av", "opencv-python", "scipy")
+    )
 
     video = write_mp4(tmp_path / "clip.mp4", frames=40, size=(96, 64))
     predicted = run(command, "predict", onnx_artifact, video, cwd=empty)
