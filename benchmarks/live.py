@@ -33,8 +33,9 @@ from dtkd_edge.console import say
 from dtkd_edge.deploy.backends.devices import cpu_name
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.classifier import load
+from dtkd_edge.deploy.live import Live
 from dtkd_edge.deploy.metrics import resident_memory
-from dtkd_edge.deploy.pipeline import Live, Pipeline
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.server import WebView
 from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import SourceOptions, open_source

@@ -17,8 +17,9 @@ from dtkd_edge.console import say
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.classifier import load_newest
 from dtkd_edge.deploy.guard import is_loopback
+from dtkd_edge.deploy.live import Live, Settings
 from dtkd_edge.deploy.notify import Notifier
-from dtkd_edge.deploy.pipeline import Live, Pipeline, Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.recorder import EventLog, Recorder
 from dtkd_edge.deploy.session import Session, artifacts_beside, local_sources
 from dtkd_edge.deploy.sources import SourceOptions, open_source

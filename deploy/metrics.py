@@ -6,7 +6,8 @@ import os
 import threading
 from pathlib import Path
 
-from dtkd_edge.deploy.pipeline import Latencies, Pipeline
+from dtkd_edge.deploy.live import Latencies
+from dtkd_edge.deploy.pipeline import Pipeline
 
 
 def prometheus(pipeline: Pipeline, web: dict[str, int]) -> str:

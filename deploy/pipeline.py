@@ -13,79 +13,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.deploy.camera import Frame, Grabber, Rate
-from dtkd_edge.deploy.classifier import Classifier, Prediction, Score
+from dtkd_edge.deploy.classifier import Classifier
+from dtkd_edge.deploy.live import Latencies, Live, Settings
 from dtkd_edge.deploy.smoothing import Ema, Event, Gate
-from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.window import Window, frame_spacing
-from dtkd_edge.errors import DtkdEdgeError, UsageError
+from dtkd_edge.errors import DtkdEdgeError
 
 MIN_FILLED = 0.5  # of the window, before the first label: a still start would be called a class otherwise
 KEPT_EVENTS = 200
-
-
-@dataclass(frozen=True)
-class Settings:
-    """clip_seconds: what a live clip spans (None: from the manifest); smoothing: seconds of the moving average;
-    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second (a file that is
-    read fast: so many per second of the file, by default one for each step between two frames of a clip)."""
-
-    clip_seconds: float | None = None
-    smoothing: float = 0.5
-    threshold: float = 0.5
-    release: float = 0.35
-    rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.release <= self.threshold <= 1:
-            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: 0 ≤ release ≤ threshold ≤ 1 must hold")
-        if self.smoothing < 0 or (self.rate is not None and self.rate <= 0):
-            raise UsageError(f"smoothing {self.smoothing:g}, rate {self.rate}: must not be negative")
-
-
-@dataclass(frozen=True)
-class Live:
-    """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
-
-    age, inference: seconds from the capture of the newest frame to this label, and of the model alone. stamp: the sender's clock
-    of that frame. began, ended: the event that this label begins, and the one that it ends.
-    """
-
-    seq: int
-    time: float
-    label: str | None
-    score: float
-    prediction: Prediction
-    age: float
-    inference: float
-    stamp: float | None = None
-    ended: Event | None = None
-    began: Event | None = None
-
-
-@dataclass
-class Latencies:
-    """Sum and count for ever, and the last values for percentiles."""
-
-    count: int = 0
-    total: float = 0.0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=600))
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.total += value
-        self.recent.append(value)
-
-    def percentile(self, q: float) -> float:
-        values = list(self.recent)
-        return float(np.percentile(values, q)) if values else 0.0
 
 
 class Pipeline:
@@ -317,38 +259,3 @@ class Pipeline:
         with self._news:
             self._news.wait_for(lambda: (self.live is not None and self.live.seq > after) or not self.running, timeout)
             return self.live if self.live is not None and self.live.seq > after else None
-
-
-def stream(classifier: Classifier, source: str, **options: Any) -> Iterator[Live]:
-    """See Classifier.stream."""
-    names = set(SourceOptions.__dataclass_fields__)
-    wanted = SourceOptions(**{key: options.pop(key) for key in list(options) if key in names})
-    pipeline = Pipeline(classifier, Grabber(open_source(source, wanted)), Settings(**options))
-    waiting: deque[Live] = deque()
-    if wanted.fast:
-        pipeline.listeners.append(waiting.append)
-    pipeline.start()
-    seen = 0
-    try:
-        while True:
-            running = pipeline.running  # read before: the last label may come between the two lines
-            live = pipeline.next(seen)
-            if wanted.fast and live is not None:  # every label, not only the newest
-                while waiting:
-                    live = waiting.popleft()
-                    seen = live.seq
-                    yield live
-            elif live is not None:
-                seen = live.seq
-                yield live
-            elif not running:
-                break
-    finally:
-        pipeline.stop()
-    failure = pipeline.failure()
-    if failure:
-        raise failure
-
-
-def scores_json(scores: list[Score]) -> list[dict[str, Any]]:
-    return [{"label": s.label, "score": round(s.score, 4)} for s in scores]

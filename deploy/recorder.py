@@ -17,7 +17,8 @@ from PIL import Image
 from dtkd_edge.console import say
 from dtkd_edge.deploy import overlay
 from dtkd_edge.deploy.camera import Frame
-from dtkd_edge.deploy.pipeline import Live, Pipeline
+from dtkd_edge.deploy.live import Live
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.sources.av import import_av
 from dtkd_edge.errors import InputError
 

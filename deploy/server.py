@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import math
 import socket
@@ -15,14 +14,12 @@ from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from dtkd_edge.console import say
+from dtkd_edge.deploy import page
 from dtkd_edge.deploy.guard import COOKIE, Guard, is_loopback, new_token
 from dtkd_edge.deploy.metrics import prometheus
-from dtkd_edge.deploy.pipeline import Pipeline, scores_json
+from dtkd_edge.deploy.page import to_jpeg
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources.browser import BrowserSource
 from dtkd_edge.deploy.webhook import Webhook
@@ -36,15 +33,12 @@ if TYPE_CHECKING:
 ASSETS = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 PICTURES_PER_S = 25
-PICTURE_WIDTH = 960  # wider pictures are scaled down for the page
-JPEG_QUALITY = 80
 MAX_VIEWERS = 64
 MAX_MESSAGE = 1 << 20  # bytes that a viewer may send at once
 MAX_MESSAGES_PER_S = 90
 SLOW_S = 5.0  # a message that a viewer does not take within this long ends its connection
 STALLED_S = 30.0  # a thread of the pipeline that does not come round for so long hangs: opening a stream may take a third of it
 SENT_EVENTS = 60
-TOP = 5
 
 
 class Viewer:
@@ -237,7 +231,7 @@ class WebView:
                 viewer.wake.clear()
                 if self.session.number != viewer.greeted:
                     viewer.greeted, viewer.events_sent = self.session.number, -1
-                    await out(json.dumps(self._hello()))
+                    await out(json.dumps(page.hello(self.session)))
                 number, jpeg = self._picture
                 if number != viewer.picture_sent:
                     viewer.picture_sent = number
@@ -246,7 +240,7 @@ class WebView:
                     viewer.events_sent = self.pipeline.events_ended
                     events = [event.to_json() for event in list(self.pipeline.events)[-SENT_EVENTS:]]
                     await out(json.dumps({"type": "events", "events": events}))
-                await out(self._text or json.dumps(self._state()))
+                await out(self._text or json.dumps(page.state(self.session, self.webhook)))
         except asyncio.TimeoutError:
             self.slow += 1
 
@@ -266,7 +260,7 @@ class WebView:
                     say("a viewer sent too many messages and was dropped")
                     return
                 data, source = message.get("bytes"), self.pipeline.grabber.source
-                if (wish := _wish(message.get("text"))) is not None:
+                if (wish := page.wish(message.get("text"))) is not None:
                     await asyncio.to_thread(self.session.switch, *wish)
                 if not data or len(data) <= 8 or not isinstance(source, BrowserSource):
                     continue
@@ -294,77 +288,9 @@ class WebView:
             elif time.monotonic() - told < 0.5:  # without pictures the state still changes, but need not hurry
                 continue
             told = time.monotonic()
-            self._text = json.dumps(self._state())
+            self._text = json.dumps(page.state(self.session, self.webhook))
             for viewer in self.viewers:
                 viewer.wake.set()
-
-    def _hello(self) -> dict[str, Any]:
-        classifier = self.pipeline.classifier
-        manifest, source = classifier.artifact.manifest, self.pipeline.grabber.source
-        main = "action" if "action" in manifest.labels else next(iter(manifest.labels))
-        return {
-            "type": "hello",
-            "model": manifest.model.name,
-            "precision": classifier.backend.effective_precision,
-            "backend": classifier.backend.name,
-            "device": classifier.backend.device,
-            **self.session.choices(),
-            "browser": isinstance(source, BrowserSource),
-            "labels": manifest.labels[main],
-        }
-
-    def _state(self) -> dict[str, Any]:
-        pipeline, grabber = self.pipeline, self.pipeline.grabber
-        live, current, failure = pipeline.live, pipeline.current(), pipeline.failure()
-        state: dict[str, Any] = {
-            "type": "state",
-            "status": "failed" if failure else grabber.state,
-            "error": failure.message if failure else None,
-            "now": round(pipeline.clock(), 3),
-            "filled": round(pipeline.filled, 3),
-            "fps": round(grabber.fps, 2),
-            "rate": round(pipeline.label_rate.value(time.monotonic()), 2),
-            "dropped": grabber.dropped,
-            "trouble": self.session.trouble,
-            "webhook": self.webhook.counts() if self.webhook else None,
-            "current": current.to_json() if current else None,
-            "seq": live.seq if live else 0,
-            "label": live.label if live else None,
-            "top": {},
-        }
-        if live:
-            state |= {
-                "score": round(live.score, 4),
-                "age_ms": round(live.age * 1000, 2),
-                "age_p90_ms": round(pipeline.ages.percentile(90) * 1000, 2),
-                "inference_ms": round(live.inference * 1000, 3),
-                "stamp": live.stamp,
-                "top": {head: scores_json(live.prediction.top(TOP, head)) for head in live.prediction.heads},
-            }
-        return state
-
-
-def _wish(text: str | None) -> tuple[str, int] | None:
-    """'{"source": 1}' → ('source', 1). Whatever else a page sends is None."""
-    if not text or len(text) > 100:
-        return None
-    try:
-        wish = json.loads(text)
-    except ValueError:
-        return None
-    for what in ("source", "artifact"):
-        if isinstance(wish, dict) and type(wish.get(what)) is int:
-            return what, wish[what]
-    return None
-
-
-def to_jpeg(image: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> bytes:
-    picture = Image.fromarray(image)
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BILINEAR)
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()
 
 
 def _own_address() -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from dtkd_edge.console import say
 from dtkd_edge.deploy.guard import is_loopback
-from dtkd_edge.deploy.pipeline import Live
+from dtkd_edge.deploy.live import Live
 from dtkd_edge.errors import UsageError
 
 QUEUE = 100  # events that may wait; when more come, the oldest go

@@ -241,7 +241,7 @@ def demo(
 ) -> None:
     """Live labels of a camera, a stream or a file."""
     from dtkd_edge.deploy.command import demo as run
-    from dtkd_edge.deploy.pipeline import Settings
+    from dtkd_edge.deploy.live import Settings
     from dtkd_edge.deploy.sources import SourceOptions
 
     run(

@@ -221,6 +221,7 @@ function list() {
     item.querySelector(".what").textContent = event.label;
     item.querySelector(".how").textContent = event.end === null ? "now" : `${(event.end - event.start).toFixed(1)} s`;
     item.querySelector(".when").textContent = time(event.start);
+    if (event.time) item.title = new Date(event.time).toLocaleString();
     return item;
   }));
 }

@@ -18,7 +18,8 @@ from test_streams import Camera, until
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.video import Video
 

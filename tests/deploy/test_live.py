@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber, Source, SourceLost
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.smoothing import Ema, Gate
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.pattern import MOTIONS, SEGMENT_S, draw, motion_at

@@ -18,8 +18,9 @@ import pytest
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
+from dtkd_edge.deploy.live import Settings
 from dtkd_edge.deploy.notify import Notifier
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import open_source
 

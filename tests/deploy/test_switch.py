@@ -14,7 +14,8 @@ from test_web import browser, serving, until  # noqa: F401
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.session import Session, artifacts_beside, source_name
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 

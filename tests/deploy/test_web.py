@@ -25,7 +25,8 @@ from deploy_cases import LABELS, write_mp4
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.guard import Guard
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.server import MAX_MESSAGE, MAX_MESSAGES_PER_S, WebView, to_jpeg
 from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import SourceOptions, open_source

@@ -16,7 +16,8 @@ import pytest
 import dtkd_edge
 from dtkd_edge.deploy import webhook as module
 from dtkd_edge.deploy.camera import Grabber
-from dtkd_edge.deploy.pipeline import Live, Pipeline, Settings
+from dtkd_edge.deploy.live import Live, Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.smoothing import Event
 from dtkd_edge.deploy.sources import open_source
 from dtkd_edge.deploy.webhook import Webhook
