@@ -28,6 +28,7 @@ from dtkd_edge.errors import DtkdEdgeError
 
 MIN_FILLED = 0.5  # of the window, before the first label: a still start would be called a class otherwise
 KEPT_EVENTS = 200
+ROUNDING_S = 1e-3  # a frame that is due at its very time must not be passed over for the last digit of that time
 
 
 class Pipeline:
@@ -169,7 +170,7 @@ class Pipeline:
                             return
                         continue
                     self._news.notify_all()
-                    if self._every and frame.time < due:
+                    if self._every and frame.time < due - ROUNDING_S:
                         continue
                     if not self._streaming and self._window.filled < MIN_FILLED:
                         continue

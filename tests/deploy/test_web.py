@@ -31,6 +31,7 @@ from dtkd_edge.deploy.server import MAX_MESSAGE, MAX_MESSAGES_PER_S, WebView, to
 from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.browser import decode_jpeg
+from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import UsageError
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -86,7 +87,7 @@ def until(condition: Any, seconds: float = 20) -> bool:
     return bool(condition())
 
 
-def test_pages_health_and_metrics(onnx_artifact: Path) -> None:
+def test_pages_health_and_metrics(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(onnx_artifact) as web:
         status, body, headers = get(web.url)
         assert status == 200 and "<title>dtkd-edge" in body
@@ -97,10 +98,15 @@ def test_pages_health_and_metrics(onnx_artifact: Path) -> None:
         assert until(lambda: web.pipeline.inferences.count > 3)
         status, body, _ = get(web.url + "health")
         assert status == 200 and json.loads(body)["status"] == "live"
+        web.webhook = Webhook("http://127.0.0.1:9/")
         metrics = get(web.url + "metrics")[1]
+        assert "dtkd_edge_webhook_dropped_total 0\n" in metrics and "dtkd_edge_stalled_seconds " in metrics
         for line in metrics.splitlines():
             assert re.fullmatch(r'# (HELP|TYPE) .+|[a-z_]+(\{quantile="[\d.]+"\})? [\d.e+-]+', line), line
         assert float(re.search(r"^dtkd_edge_label_age_seconds_count (\d+)", metrics, re.M)[1]) > 3
+        monkeypatch.setattr("dtkd_edge.deploy.server.STALLED_S", -1.0)  # as if a thread had not come round for long
+        status, body, _ = get(web.url + "health")
+        assert status == 503 and json.loads(body)["status"] == "stuck"
 
 
 def test_foreign_pages_and_names_are_refused(onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,7 +303,7 @@ def run_demo(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.parametrize("source", ["pattern", "file"])
 def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path: Path, browser: Any) -> None:
     spec = source if source == "pattern" else write_mp4(tmp_path / "clip.mp4", frames=60, size=(96, 64))
-    options = ("--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05)
+    options = ("--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05, "--webhook", "http://127.0.0.1:9/")
     with run_demo(onnx_artifact, *options) as (process, url):
         page = browser.new_page()
         problems: list[str] = []
@@ -306,6 +312,7 @@ def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path
         page.goto(url)
         assert until(lambda: page.locator("#label").inner_text() in LABELS)
         assert page.locator("#status-text").inner_text() == "live"
+        assert "posted" in page.locator("#hook").inner_text()
         rows = page.locator(".row .name span:first-child").all_inner_texts()
         assert len(set(rows)) >= 5 and set(rows) <= set(LABELS)
         assert page.locator("#age").inner_text().endswith("fps")
