@@ -23,11 +23,16 @@ State = Literal["starting", "live", "reconnecting", "ended", "failed"]
 
 @dataclass(frozen=True)
 class Frame:
-    """image: uint8 RGB `[H, W, 3]`, never written to. captured: seconds of time.monotonic(). stamp: the sender's own clock."""
+    """image: uint8 RGB `[H, W, 3]`, never written to. captured: seconds of time.monotonic(), from which its age is counted.
+
+    time: seconds by which clips are sampled and events are dated: `captured`, or a file's own time where it is read fast.
+    stamp: the sender's own clock.
+    """
 
     image: NDArray[np.uint8]
     captured: float
     index: int
+    time: float
     stamp: float | None = None
 
 
@@ -36,9 +41,16 @@ class SourceLost(Exception):
 
 
 class Source(ABC):
-    """Where pictures come from. All calls come from one thread, but for `close`, which may come from any."""
+    """Where pictures come from. All calls come from one thread, but for `close`, which may come from any.
+
+    waits: nothing is lost by reading later, so every picture waits until it was used, and the stamp that `read` gives with it
+    is the time, in seconds, that clips are sampled by. A camera does not wait.
+    patient: `read` may rightly take for ever, because somebody has to do something first.
+    """
 
     name: str
+    waits: bool = False
+    patient: bool = False
 
     @abstractmethod
     def open(self) -> None:
@@ -74,7 +86,10 @@ class Rate:
 
 
 class Grabber:
-    """Reads a source in a thread of its own; keeps the newest frame and counts those that nobody took."""
+    """Reads a source in a thread of its own; keeps the newest frame and counts those that nobody took.
+
+    A source that waits is read when its last frame was taken, and nothing is dropped.
+    """
 
     def __init__(self, source: Source, *, backoff: tuple[float, float] = BACKOFF_S) -> None:
         self.source = source
@@ -82,6 +97,7 @@ class Grabber:
         self.error: DtkdEdgeError | None = None
         self.grabbed = self.dropped = self.reconnects = 0
         self.listeners: list[Callable[[Frame], None]] = []  # called in this thread with every frame; must return at once
+        self.turned = time.monotonic()  # when a picture or an attempt to get one was last over
         self._backoff = backoff
         self._rate = Rate()
         self._slot: Frame | None = None
@@ -91,7 +107,12 @@ class Grabber:
         self._thread = threading.Thread(target=self._run, name="grabber", daemon=True)
 
     def start(self) -> None:
-        """Open the source, here and now, so that a camera that is not there is the caller's error; then go on in the thread."""
+        """Open the source, here and now, so that a camera that is not there is the caller's error; then go on in the thread.
+
+        Harmless when called again.
+        """
+        if self._thread.ident is not None:
+            return
         self.source.open()
         self._thread.start()
 
@@ -122,14 +143,18 @@ class Grabber:
             if self._taken:
                 return None
             self._taken = True
+            self._news.notify_all()
             return self._slot
 
     def _put(self, image: NDArray[np.uint8], stamp: float | None) -> None:
-        now = time.monotonic()
         with self._news:
+            if self.source.waits:
+                self._news.wait_for(lambda: self._taken or self._stop.is_set())
+            now = time.monotonic()
             self.dropped += not self._taken
             self.grabbed += 1
-            self._slot = Frame(image, now, self.grabbed, stamp)
+            time_of = now if stamp is None or not self.source.waits else stamp
+            self._slot = Frame(image, now, self.grabbed, time_of, stamp)
             self._taken = False
             self._rate.tick(now)
             self._news.notify_all()
@@ -140,6 +165,7 @@ class Grabber:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
+                self.turned = time.monotonic()
                 try:
                     read = self.source.read()
                 except SourceLost:
@@ -163,6 +189,7 @@ class Grabber:
         self.state = "reconnecting"
         pause, longest = self._backoff
         while not self._stop.wait(pause):
+            self.turned = time.monotonic()
             pause = min(2 * pause, longest)
             try:
                 self.source.open()

@@ -20,7 +20,7 @@ from dtkd_edge.runs import find_artifacts
 from dtkd_edge.video import read_input
 
 if TYPE_CHECKING:
-    from dtkd_edge.deploy.pipeline import Live
+    from dtkd_edge.deploy.live import Live
 
 MAIN_HEAD = "action"
 
@@ -123,9 +123,9 @@ class Classifier:
     def stream(self, source: str = "0", **options: Any) -> Iterator[Live]:
         """Live labels of a camera number, file, URL or `pattern`: one `Live` per inference, until the source ends.
 
-        The options are those of `dtkd_edge.deploy.pipeline.Settings`, and width, height, fps of the source.
+        The options are those of `dtkd_edge.deploy.live.Settings`, and width, height, fps, loop and fast of the source.
         """
-        from dtkd_edge.deploy.pipeline import stream
+        from dtkd_edge.deploy.stream import stream
 
         return stream(self, source, **options)
 

@@ -9,15 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dtkd_edge.console import say
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.classifier import load_newest
-from dtkd_edge.deploy.pipeline import Live, Pipeline, Settings
+from dtkd_edge.deploy.guard import is_loopback
+from dtkd_edge.deploy.live import Live, Settings
+from dtkd_edge.deploy.notify import Notifier
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.recorder import EventLog, Recorder
+from dtkd_edge.deploy.session import Session, artifacts_beside, local_sources
 from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, MissingDevice, UsageError
 
 VIEWS = ("web", "window", "none")
@@ -27,13 +33,15 @@ GOODBYE_S = 1.0  # the page learns of the end before the server goes
 def demo(
     artifact: Path | None,
     *,
-    source: str = "0",
+    source: str | list[str] = "0",
     view: str = "web",
     host: str = "127.0.0.1",
     port: int = 8080,
     token: str | None = None,
     record: Path | None = None,
     events: Path | None = None,
+    webhook: str | None = None,
+    webhook_hosts: list[str] | None = None,
     device: str = "auto",
     loop: bool | None = None,
     source_options: SourceOptions | None = None,
@@ -41,58 +49,95 @@ def demo(
 ) -> None:
     """Live labels of a source until it ends, or Ctrl-C or SIGTERM comes; recordings are finished in every case.
 
-    loop: play a file again and again; by default that is so in the web view when nothing is recorded.
+    source: the first one is shown, the page can switch to the others; to this machine's cameras and the test pattern
+    too, while the page is on loopback and nothing is recorded.
+    loop: play a file again and again; by default that is so in the web view when nothing is recorded and the file is not read
+    fast. source_options.fast: a file as fast as it goes, with a label for each step of the clip and no frame dropped.
     """
     if view not in VIEWS:
         raise UsageError(f"--view {view}: no such view", f"one of: {', '.join(VIEWS)}")
-    if source == "browser" and view != "web":
+    sources = [source] if isinstance(source, str) else list(source)
+    if len(sources) > 1 and view != "web":
+        raise UsageError(f"--source is given {len(sources)} times: only the page can switch", "give one, or use --view web")
+    if "browser" in sources and view != "web":
         raise UsageError("--source browser needs --view web", "the page is the camera")
     options = source_options or SourceOptions()
     if loop is None:
-        loop = view == "web" and record is None and events is None
-    options = SourceOptions(options.width, options.height, options.fps, loop)
-    grabber = Grabber(open_source(source, options))
+        loop = view == "web" and record is None and events is None and not options.fast
+    options = replace(options, loop=loop)
+    if len(sources) > 1 and (record is not None or options.fast):
+        raise UsageError("--record and --fast take one --source", "a recording is of one picture")
+    grabber = Grabber(open_source(sources[0], options))
+    hook = None if webhook is None else Webhook(webhook, hosts=webhook_hosts)
     with ExitStack() as stack, _signals() as stopped:
         classifier = stack.enter_context(load_newest([artifact] if artifact else [], device=device))
         pipeline = Pipeline(classifier, grabber, settings)
-        show = _VIEWS[view](pipeline, stack, host, port, token)
+        session = _session(pipeline, sources, view, host, options, device, switch=record is None and not options.fast)
+        show = _VIEWS[view](session, stack, host, port, token, hook)
+        if hook is not None:
+            hook.about = session.about
+            hook.start()
+            pipeline.listeners.append(hook)
+            stack.callback(hook.stop)
         if events is not None:
             log = EventLog(events)
             pipeline.listeners.append(log)
             stack.callback(log.close)
         recorder = None if record is None else Recorder(record, pipeline)
-        stack.callback(pipeline.stop)  # callbacks run backwards: it ends the last event while the log is still open
-        pipeline.start()
+        stack.callback(session.stop)  # callbacks run backwards: it ends the last event while the log is still open
         if recorder is not None:
             recorder.start()
             stack.callback(recorder.stop)
+        begin = time.monotonic()
+        session.start()
         say(str(classifier))
-        show(stopped)
+        notifier = Notifier(session)
+        stack.callback(notifier.stop)
+        show(stopped, notifier.start)
+        notifier.stop()
+        pipeline, grabber = session.pipeline, session.pipeline.grabber
+        seconds, shown = time.monotonic() - begin, pipeline.clock()
     failure = pipeline.failure()
     if failure:
         raise failure
     ages = pipeline.ages
+    if options.fast:
+        say(f"{grabber.grabbed} frames, {ages.count} labels: {shown:.1f} s of video in {seconds:.1f} s, {shown / seconds:.1f}×")
+        return
     say(
         f"{grabber.grabbed} frames, {grabber.dropped} dropped, {ages.count} labels, "
         f"age p50 {ages.percentile(50) * 1000:.0f} ms, p90 {ages.percentile(90) * 1000:.0f} ms"
     )
 
 
-Show = Callable[[threading.Event], None]
+Show = Callable[[threading.Event, Callable[[], None]], None]  # (ends when this is set, to be called when all is up)
 
 
-def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+def _session(
+    pipeline: Pipeline, sources: list[str], view: str, host: str, options: SourceOptions, device: str, *, switch: bool
+) -> Session:
+    """What the page may switch to. Off loopback a viewer gets no camera that was not named."""
+    artifacts = None
+    if view == "web" and switch:
+        artifacts = artifacts_beside(pipeline.classifier.artifact.folder)
+        if is_loopback(host):
+            sources = list(dict.fromkeys([*sources, *local_sources()]))
+    return Session(pipeline, sources=sources, artifacts=artifacts, options=options, device=device)
+
+
+def _web(session: Session, stack: ExitStack, host: str, port: int, token: str | None, hook: Webhook | None) -> Show:
     from dtkd_edge.deploy.server import WebView
 
-    web = WebView(pipeline, host, port, token=token)
+    web = WebView(session, host, port, token=token, webhook=hook)
 
-    def show(stopped: threading.Event) -> None:
+    def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
         web.start()
+        ready()
         stack.callback(web.stop)
         say(f"open {web.url}   (Ctrl-C ends it)")
         if web.token:
             say("anybody with this address sees the picture; the connection is not encrypted")
-        while not stopped.is_set() and not pipeline.wait(0.2):
+        while not stopped.is_set() and not session.wait(0.2):
             pass
         if not stopped.is_set() and web.viewers:
             time.sleep(GOODBYE_S)
@@ -100,26 +145,30 @@ def _web(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str 
     return show
 
 
-def _none(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+def _none(session: Session, *_: Any) -> Show:
     """A line on standard error whenever the label changes, for services and pipes."""
+    pipeline = session.pipeline
     last: list[str | None] = [None]
 
     def line(live: Live) -> None:
         if live.label != last[0] or (live.ended and live.label is None):
             last[0] = live.label
             words = f"{live.label} {live.score:.0%}" if live.label else "-"
-            say(f"{live.time:8.2f} s  {words}  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)")
+            late = f"  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)"
+            say(f"{live.time:8.2f} s  {words}{'' if pipeline.grabber.source.waits else late}")
 
     pipeline.listeners.append(line)
 
-    def show(stopped: threading.Event) -> None:
+    def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
+        ready()
         while not stopped.is_set() and not pipeline.wait(0.2):
             pass
 
     return show
 
 
-def _window(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: str | None) -> Show:
+def _window(session: Session, *_: Any) -> Show:
+    pipeline = session.pipeline
     from dtkd_edge.deploy import overlay
     from dtkd_edge.deploy.sources.device import OPENCV_HOW, import_cv2
 
@@ -131,7 +180,8 @@ def _window(pipeline: Pipeline, stack: ExitStack, host: str, port: int, token: s
         raise MissingDependency("--view window: this OpenCV has no windows (headless)", f"use --view web; or {OPENCV_HOW}")
     title = "dtkd-edge (q ends it)"
 
-    def show(stopped: threading.Event) -> None:
+    def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
+        ready()
         seen = 0
         while not stopped.is_set() and not pipeline.wait(0):
             frame = pipeline.grabber.latest()

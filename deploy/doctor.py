@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import os
 import platform
 import shutil
+import socket
+import statistics
 import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dtkd_edge.artifact import Artifact
 from dtkd_edge.deploy.backends.devices import cpu_name, nvidia_gpus
+from dtkd_edge.deploy.preflight import Check, check_camera, check_jetson, is_jetson
 from dtkd_edge.errors import DtkdEdgeError, InputError, NotHereError
 from dtkd_edge.runs import find_artifacts
 
 MIN_FREE_GB = 2.0
 OLDEST_PYTHON = (3, 10)
-
-Mark = Literal["ok", "off", "bad"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """ok: works · off: an option that is not here (fix says how to get it) · bad: the runtime core does not work."""
-
-    name: str
-    mark: Mark
-    words: str
-    fix: str = ""
+DEMO_PORT = 8080
+TIMED = 5  # runs of an artefact, after two that are not timed
 
 
 def check_python() -> Check:
@@ -74,13 +67,13 @@ def check_openvino() -> Check:
 
 
 def check_nvidia() -> Check:
+    if is_jetson():  # asked first: JetPack 7 has an nvidia-smi too
+        return check_jetson()
     gpus = nvidia_gpus()
     if gpus:
         return Check("NVIDIA GPU", "ok", "; ".join(f"{g.name} (compute {g.compute_capability}, driver {g.driver})" for g in gpus))
-    release = Path("/etc/nv_tegra_release")
-    if release.is_file():
-        return Check("NVIDIA GPU", "ok", f"Jetson: {release.read_text().partition(',')[0].lstrip('# ')}")
-    return Check("NVIDIA GPU", "off", "none (nvidia-smi finds none)", "needed for TensorRT and CUDA only; the CPU runs the rest")
+    fix = "with a card: install NVIDIA's driver, until nvidia-smi lists it; without one the CPU runs all but TensorRT"
+    return Check("NVIDIA GPU", "off", "none (nvidia-smi finds none)", fix)
 
 
 def check_tensorrt() -> Check:
@@ -91,18 +84,6 @@ def check_tensorrt() -> Check:
     except NotHereError as error:
         return Check("TensorRT", "off", error.message, error.hint)
     return Check("TensorRT", "ok", f"{key.tensorrt} on {key.gpu}")
-
-
-def check_camera() -> Check:
-    found = sorted(glob.glob("/dev/video*"))  # noqa: PTH207
-    unreadable = [path for path in found if not os.access(path, os.R_OK | os.W_OK)]
-    if not found:
-        return Check("camera", "off", "no /dev/video*", "plug one in; or demo --source pattern, FILE, URL or browser")
-    if unreadable:
-        return Check(
-            "camera", "off", f"no right to open {', '.join(unreadable)}", "sudo usermod -aG video $USER, then log in again"
-        )
-    return Check("camera", "ok", ", ".join(found))
 
 
 def check_opencv() -> Check:
@@ -123,12 +104,20 @@ def check_demo() -> Check:
     missing = [name for name in ("av", "starlette", "uvicorn", "websockets") if _import_error(name)]
     if missing:
         return Check("live demo", "off", f"not installed: {', '.join(missing)}", 'pip install "dtkd-edge[demo]"')
-    return Check("live demo", "ok", f"av {_version('av')}, uvicorn {_version('uvicorn')}")
+    words = f"av {_version('av')}, uvicorn {_version('uvicorn')}"
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", DEMO_PORT)) == 0:
+            return Check("live demo", "ok", f"{words}; port {DEMO_PORT} is taken", "dtkd-edge demo --port 0 takes a free one")
+    return Check("live demo", "ok", words)
 
 
 def check_training() -> Check:
     """By the installed version alone: importing torch takes seconds."""
     found = _version("torch")
+    if not found and is_jetson():
+        return Check(
+            "training", "off", "torch is not installed (a device needs none)", "train and export on a PC; copy the artefact"
+        )
     if not found:
         return Check("training", "off", "torch is not installed (a device needs none)", 'pip install "dtkd-edge[train]"')
     return Check("training", "ok", f"torch {found}, timm {_version('timm') or 'missing'}")
@@ -143,12 +132,14 @@ def check_disk() -> Check:
     return Check("disk", "ok", f"{free:.0f} GB free here")
 
 
-def check_artifact() -> Check:
-    """The newest artefact below ./runs, opened and run once."""
+def check_artifact(given: Path | None = None) -> Check:
+    """The newest artefact below ./runs, or the one that was named, opened and timed."""
+    name = "newest artefact" if given is None else "artefact"
     try:
-        folder = find_artifacts([])[-1]
+        folder = find_artifacts([] if given is None else [given])[-1]
     except InputError as error:
-        return Check("newest artefact", "off", error.message, error.hint)
+        there = "copy an exported folder here, then: dtkd-edge doctor FOLDER"
+        return Check(name, "off", error.message, error.hint if _version("torch") else there)
     import numpy as np
 
     from dtkd_edge.deploy.backends import open_backend
@@ -156,11 +147,17 @@ def check_artifact() -> Check:
     try:
         artifact = Artifact.open(folder)
         with open_backend(artifact) as backend:
-            backend.run(np.zeros([1, *artifact.manifest.input.shape[1:]], np.uint8))
-            words = f"{folder}: runs in {backend.effective_precision} on {backend.device}"
+            frames = np.zeros([1, *artifact.manifest.input.shape[1:]], np.uint8)
+            times = []
+            for _ in range(TIMED + 2):
+                begin = time.perf_counter()
+                backend.run(frames)
+                times.append(time.perf_counter() - begin)
+            took = f"{1000 * statistics.median(times[2:]):.3g} ms a {'frame' if artifact.manifest.mode == 'stream' else 'clip'}"
+            words = f"{folder}: runs in {backend.effective_precision} on {backend.device}, {took}"
     except DtkdEdgeError as error:
-        return Check("newest artefact", "off", error.message, error.hint)
-    return Check("newest artefact", "ok", words)
+        return Check(name, "off" if given is None else "bad", error.message, error.hint)
+    return Check(name, "ok", words)
 
 
 CHECKS: list[Callable[[], Check]] = [
@@ -179,12 +176,15 @@ CHECKS: list[Callable[[], Check]] = [
 ]
 
 
-def doctor() -> None:
-    """Print one numbered line per check and a fix where there is one. NotHereError (exit 4) when the core does not work."""
+def doctor(artifact: Path | None = None) -> None:
+    """Print one numbered line per check and a fix where there is one.
+
+    NotHereError (exit 4) when the core does not work, or an artefact that was named does not run here.
+    """
     colours = {"ok": "\033[32m", "off": "\033[33m", "bad": "\033[31m"} if sys.stdout.isatty() else {}
     broken = []
     for number, check in enumerate(CHECKS, 1):
-        result = _safe(check)
+        result = _safe(partial(check_artifact, artifact) if check is check_artifact else check, check.__name__)
         mark = f"{colours.get(result.mark, '')}{result.mark:<3}{chr(27) + '[0m' if colours else ''}"
         print(f"{number:2}  {mark}  {result.name:<15}  {result.words}")
         if result.fix:
@@ -196,11 +196,11 @@ def doctor() -> None:
     print("the runtime works here; 'off' lines are options")
 
 
-def _safe(check: Callable[[], Check]) -> Check:
+def _safe(check: Callable[[], Check], function: str) -> Check:
     try:
         return check()
     except Exception as error:  # a broken driver must not hide the other lines
-        name = check.__name__.removeprefix("check_")
+        name = function.removeprefix("check_")
         return Check(
             name, "off", f"{type(error).__name__}: {_first_line(error)}", "its installation is damaged: install it again"
         )

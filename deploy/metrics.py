@@ -6,7 +6,8 @@ import os
 import threading
 from pathlib import Path
 
-from dtkd_edge.deploy.pipeline import Latencies, Pipeline
+from dtkd_edge.deploy.live import Latencies
+from dtkd_edge.deploy.pipeline import Pipeline
 
 
 def prometheus(pipeline: Pipeline, web: dict[str, int]) -> str:
@@ -32,6 +33,12 @@ def prometheus(pipeline: Pipeline, web: dict[str, int]) -> str:
     one("viewers", "gauge", "Open pages.", web["viewers"])
     one("viewers_slow_total", "counter", "Pages dropped because they read too slowly.", web["viewers_slow"])
     one("refused_total", "counter", "Requests refused: origin, host or token.", web["refused"])
+    if "webhook_sent" in web:
+        one("webhook_sent_total", "counter", "Events posted to the webhook.", web["webhook_sent"])
+        one("webhook_failed_total", "counter", "Events that the webhook did not take.", web["webhook_failed"])
+        one("webhook_dropped_total", "counter", "Events dropped because too many waited for the webhook.", web["webhook_dropped"])
+        one("webhook_waiting", "gauge", "Events that wait for the webhook.", web["webhook_waiting"])
+    one("stalled_seconds", "gauge", "Since the slowest thread of the pipeline came round.", pipeline.stalled())
     one("threads", "gauge", "Python threads.", threading.active_count())
     one("resident_memory_bytes", "gauge", "Resident memory of the process.", resident_memory())
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dtkd_edge.deploy.pipeline import Live
+from dtkd_edge.deploy.live import Live
 
 BAND = 0.16  # of the picture's height
 BLACK, WHITE, GREEN = (8, 11, 15), (255, 255, 255), (84, 214, 150)

@@ -5,6 +5,7 @@
     inference  takes the newest clip, runs the model, smooths, decides              (smoothing.py)
 
 So a slow model costs label rate and never lag: the age of a label is one inference and at most one wait for its frame.
+A file that is read fast waits instead: each thread takes every frame, and the same file gives the same labels every time.
 """
 
 from __future__ import annotations
@@ -12,77 +13,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.deploy.camera import Frame, Grabber, Rate
-from dtkd_edge.deploy.classifier import Classifier, Prediction, Score
+from dtkd_edge.deploy.classifier import Classifier
+from dtkd_edge.deploy.live import Latencies, Live, Settings
 from dtkd_edge.deploy.smoothing import Ema, Event, Gate
-from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.window import Window, frame_spacing
-from dtkd_edge.errors import DtkdEdgeError, UsageError
+from dtkd_edge.errors import DtkdEdgeError
 
 MIN_FILLED = 0.5  # of the window, before the first label: a still start would be called a class otherwise
 KEPT_EVENTS = 200
-
-
-@dataclass(frozen=True)
-class Settings:
-    """clip_seconds: what a live clip spans (None: from the manifest); smoothing: seconds of the moving average;
-    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second."""
-
-    clip_seconds: float | None = None
-    smoothing: float = 0.5
-    threshold: float = 0.5
-    release: float = 0.35
-    rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.release <= self.threshold <= 1:
-            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: 0 ≤ release ≤ threshold ≤ 1 must hold")
-        if self.smoothing < 0 or (self.rate is not None and self.rate <= 0):
-            raise UsageError(f"smoothing {self.smoothing:g}, rate {self.rate}: must not be negative")
-
-
-@dataclass(frozen=True)
-class Live:
-    """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
-
-    age, inference: seconds from the capture of the newest frame to this label, and of the model alone. stamp: the sender's clock
-    of that frame.
-    """
-
-    seq: int
-    time: float
-    label: str | None
-    score: float
-    prediction: Prediction
-    age: float
-    inference: float
-    stamp: float | None = None
-    ended: Event | None = None
-
-
-@dataclass
-class Latencies:
-    """Sum and count for ever, and the last values for percentiles."""
-
-    count: int = 0
-    total: float = 0.0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=600))
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.total += value
-        self.recent.append(value)
-
-    def percentile(self, q: float) -> float:
-        values = list(self.recent)
-        return float(np.percentile(values, q)) if values else 0.0
+ROUNDING_S = 1e-3  # a frame that is due at its very time must not be passed over for the last digit of that time
 
 
 class Pipeline:
@@ -104,9 +50,16 @@ class Pipeline:
         manifest = classifier.artifact.manifest
         spacing = frame_spacing(manifest.preprocess.sampling, self.settings.clip_seconds)
         self._streaming = manifest.mode == "stream"
+        self._waits = grabber.source.waits
+        # Seconds from one inference to the next, by the frames' time. A stream model counts frames: it is fed at its own rate.
+        self._every = spacing if self._streaming else 0.0
+        if self._waits and not self._streaming:
+            self._every = 1 / self.settings.rate if self.settings.rate else spacing
         self._window = Window(1 if self._streaming else manifest.preprocess.sampling.frames, spacing)
         self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.release)
         self._newest: Frame | None = None  # of the window; None when its clip was taken
+        self._sampled = False  # the last frame is in the window
+        self._turned = {"sampler": time.monotonic(), "inference": time.monotonic()}
         self._news = threading.Condition()
         self._stop = threading.Event()
         self._threads = [
@@ -116,17 +69,22 @@ class Pipeline:
 
     def start(self) -> None:
         """Raises what opening the source raises. The model runs once before, so that the first label is not a slow one."""
-        shape = [1, *self.classifier.artifact.manifest.input.shape[1:]]
-        self.classifier.backend.run(np.zeros(shape, np.uint8))
-        self.classifier.backend.reset()
+        self.warm_up()
         self.grabber.start()
+        self._turned = dict.fromkeys(self._turned, time.monotonic())
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
-        """Stop and join all threads, and end the event that is on. Harmless when called again."""
+    def warm_up(self) -> None:
+        shape = [1, *self.classifier.artifact.manifest.input.shape[1:]]
+        self.classifier.backend.run(np.zeros(shape, np.uint8))
+        self.classifier.backend.reset()
+
+    def stop(self, *, grabber: bool = True) -> None:
+        """Stop and join all threads (grabber: its own too), and end the event that is on. Harmless when called again."""
         self._stop.set()
-        self.grabber.stop()
+        if grabber:
+            self.grabber.stop()
         with self._news:
             self._news.notify_all()
         for thread in self._threads:
@@ -136,6 +94,26 @@ class Pipeline:
     @property
     def running(self) -> bool:
         return self.error is None and any(thread.is_alive() for thread in self._threads)
+
+    def stalled(self) -> float:
+        """Seconds since the slowest of the three threads last came round. Well below 1 in health, whatever the source does; a
+        source that cannot be reached costs its own time-outs, one that hangs grows without end."""
+        now = time.monotonic()
+        return max(now - turned for turned in self._pulse().values()) if self.running else 0.0
+
+    def slowest(self) -> str:
+        pulse = self._pulse()
+        return min(pulse, key=pulse.__getitem__)
+
+    def _pulse(self) -> dict[str, float]:
+        grabber = self.grabber
+        reading = grabber.running and not grabber.source.patient
+        return {**self._turned, **({"grabber": grabber.turned} if reading else {})}
+
+    @property
+    def span(self) -> float:
+        """Seconds from the first to the last frame of a clip."""
+        return self._window.span
 
     def failure(self) -> DtkdEdgeError | None:
         return self.error or self.grabber.error
@@ -155,21 +133,26 @@ class Pipeline:
             if work == self._infer or self.error:
                 self._stop.set()
             with self._news:
+                self._sampled |= work == self._sample
                 self._news.notify_all()
 
     def _sample(self) -> None:
         preprocess = self.classifier.preprocess
         while not self._stop.is_set():
+            self._turned["sampler"] = time.monotonic()
+            running = self.grabber.running  # asked before: the last frame may come between the two lines
             frame = self.grabber.take()
             if frame is None:
-                if not self.grabber.running:
+                if not running:
                     return
                 continue
             small = preprocess.frame(frame.image)
             with self._news:
+                if self._waits:
+                    self._news.wait_for(lambda: self._newest is None or self._stop.is_set())
                 if self.started is None:
-                    self.started = frame.captured
-                self._window.add(frame.captured, small)
+                    self.started = frame.time
+                self._window.add(frame.time, small)
                 self.filled = self._window.filled
                 self._newest = frame
                 self._news.notify_all()
@@ -178,38 +161,42 @@ class Pipeline:
         last, due = None, 0.0
         try:
             while not self._stop.is_set():
+                self._turned["inference"] = time.monotonic()
                 with self._news:
-                    self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or not self._sampling(), 0.5)
+                    self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or self._sampled, 0.5)
                     frame, self._newest = self._newest, None
                     if frame is None:
-                        if not self._sampling():
+                        if self._sampled:
                             return
                         continue
-                    if self._streaming and frame.captured < due:  # a stream model counts frames: feed it at its own rate
+                    self._news.notify_all()
+                    if self._every and frame.time < due - ROUNDING_S:
                         continue
                     if not self._streaming and self._window.filled < MIN_FILLED:
                         continue
                     clip = self._window.clip()
-                gap = last is not None and frame.captured - last > max(self._window.span, 1.0)
+                gap = last is not None and frame.time - last > max(self._window.span, 1.0)
                 if gap:
                     self._broke_off(last or 0.0)
-                due = max(due, frame.captured - self._window.spacing / 2) + self._window.spacing
-                last = frame.captured
+                due = max(due, frame.time - self._every / 2) + self._every
+                last = frame.time
                 self._step(clip, frame)
-                if self.settings.rate:
-                    self._stop.wait(max(0.0, frame.captured + 1 / self.settings.rate - time.monotonic()))
+                if self.settings.rate and not self._waits:
+                    self._pause(frame.captured + 1 / self.settings.rate)
         finally:
             self._finish(last)
 
-    def _sampling(self) -> bool:
-        return self._threads[0].is_alive()
+    def _pause(self, until: float) -> None:
+        while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, 0.5)):
+            self._turned["inference"] = time.monotonic()
 
     def _step(self, clip: NDArray[np.uint8], frame: Frame) -> None:
         begin = time.monotonic()
         probabilities = self.classifier.predict_live(clip)
         end = time.monotonic()
-        at = frame.captured - (self.started or frame.captured)
-        prediction = self.classifier.prediction(self._ema.update(probabilities, frame.captured))
+        at = frame.time - (self.started or 0.0)
+        prediction = self.classifier.prediction(self._ema.update(probabilities, frame.time))
+        before = self._gate.current
         ended = self._gate.update({s.label: s.score for s in prediction.top(len(self.classifier.labels[prediction.main]))}, at)
         self._remember(ended)
         now = self._gate.current
@@ -219,7 +206,11 @@ class Pipeline:
         self.inferences.add(end - begin)
         self.label_rate.tick(end)
         self._number += 1
-        live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended)
+        began = None
+        if now is not None and now is not before:
+            now.wall = None if self._waits else time.time() - age
+            began = replace(now)  # the event itself goes on changing
+        live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended, began)
         self._publish(live)
 
     def _publish(self, live: Live) -> None:
@@ -239,7 +230,7 @@ class Pipeline:
         """End the event that is on, at the time of the last frame, and tell the listeners."""
         if self._gate.current is None or self.live is None or last is None:
             return
-        ended = self._gate.close(last - (self.started or last))
+        ended = self._gate.close(last - (self.started or 0.0))
         if ended:
             self._remember(ended)
             live = self.live
@@ -258,7 +249,7 @@ class Pipeline:
         if self.started is None:
             return 0.0
         newest = self.grabber.latest()
-        now = time.monotonic() if self.grabber.state == "live" or newest is None else newest.captured
+        now = time.monotonic() if newest is None or (self.grabber.state == "live" and not self._waits) else newest.time
         return now - self.started
 
     def current(self) -> Event | None:
@@ -269,30 +260,3 @@ class Pipeline:
         with self._news:
             self._news.wait_for(lambda: (self.live is not None and self.live.seq > after) or not self.running, timeout)
             return self.live if self.live is not None and self.live.seq > after else None
-
-
-def stream(classifier: Classifier, source: str, **options: Any) -> Iterator[Live]:
-    """See Classifier.stream."""
-    names = set(SourceOptions.__dataclass_fields__)
-    wanted = SourceOptions(**{key: options.pop(key) for key in list(options) if key in names})
-    pipeline = Pipeline(classifier, Grabber(open_source(source, wanted)), Settings(**options))
-    pipeline.start()
-    seen = 0
-    try:
-        while True:
-            running = pipeline.running  # read before: the last label may come between the two lines
-            live = pipeline.next(seen)
-            if live is not None:
-                seen = live.seq
-                yield live
-            elif not running:
-                break
-    finally:
-        pipeline.stop()
-    failure = pipeline.failure()
-    if failure:
-        raise failure
-
-
-def scores_json(scores: list[Score]) -> list[dict[str, Any]]:
-    return [{"label": s.label, "score": round(s.score, 4)} for s in scores]

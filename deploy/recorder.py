@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from PIL import Image
 from dtkd_edge.console import say
 from dtkd_edge.deploy import overlay
 from dtkd_edge.deploy.camera import Frame
-from dtkd_edge.deploy.pipeline import Live, Pipeline
+from dtkd_edge.deploy.live import Live
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.sources.av import import_av
 from dtkd_edge.errors import InputError
 
 TICKS = 90_000  # of the file's clock in a second: frames keep the time at which they were captured
+GROUP = 60  # frames that a power cut, a kill or a full disk may cost: the file is written in parts of so many
+HYBRID = (61, 7, 0)  # the libavformat of FFmpeg 7.1
 QUEUE = 8  # frames that may wait for the encoder; more are left out of the file
 
 
@@ -61,6 +65,9 @@ class Recorder:
             say(f"recorded {self.written} frames to {self.path}" + (f", left out {self.skipped}" if self.skipped else ""))
 
     def _take(self, frame: Frame) -> None:
+        if self.pipeline.grabber.source.waits:
+            self._queue.put(frame)
+            return
         try:
             self._queue.put_nowait(frame)
         except queue.Full:
@@ -75,6 +82,9 @@ class Recorder:
         except (OSError, self._av.error.FFmpegError) as error:
             self._failed = True
             say(f"--record {self.path}: {error.strerror or error}; the recording ends here, the rest goes on")
+            with suppress(OSError, self._av.error.FFmpegError):
+                if self._file is not None:
+                    self._file.close()
             while self._queue.get() is not None:
                 pass
 
@@ -85,7 +95,7 @@ class Recorder:
         size = (self._stream.width, self._stream.height)
         if (picture.shape[1], picture.shape[0]) != size:  # the source changed its size, or has an odd one
             picture = np.asarray(Image.fromarray(picture).resize(size))
-        tick = max(round((frame.captured - self._first) * TICKS), self._last_tick + 1)
+        tick = max(round((frame.time - self._first) * TICKS), self._last_tick + 1)
         self._last_tick = tick
         coded = self._av.VideoFrame.from_ndarray(picture, format="rgb24")
         coded.pts, coded.time_base = tick, Fraction(1, TICKS)
@@ -94,13 +104,17 @@ class Recorder:
 
     def _open(self, picture: NDArray[np.uint8], frame: Frame) -> None:
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
-        self._file = self._av.open(str(self.path), "w", format="mp4")
-        options = {"preset": "veryfast", "crf": "22"} if codec == "libx264" else {}
+        # In parts, so that what is there plays when the end never comes; the newer way leaves an ordinary file at an orderly end.
+        newer = self._av.library_versions["libavformat"] >= HYBRID
+        flags = "frag_keyframe+hybrid_fragmented" if newer else "frag_keyframe+empty_moov+default_base_moof"
+        parts = {"movflags": flags, "flush_packets": "1"}
+        self._file = self._av.open(str(self.path), "w", format="mp4", options=parts)
+        options = {"g": str(GROUP), **({"preset": "veryfast", "crf": "22"} if codec == "libx264" else {})}
         self._stream = self._file.add_stream(codec, rate=30, options=options)
         self._stream.width, self._stream.height = picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS)
-        self._first = frame.captured
+        self._first = frame.time
 
     def _close(self) -> None:
         if self._file is None:  # not one frame came

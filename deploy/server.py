@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import math
 import socket
@@ -15,15 +14,15 @@ from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from dtkd_edge.console import say
+from dtkd_edge.deploy import page
 from dtkd_edge.deploy.guard import COOKIE, Guard, is_loopback, new_token
 from dtkd_edge.deploy.metrics import prometheus
-from dtkd_edge.deploy.pipeline import Pipeline, scores_json
+from dtkd_edge.deploy.page import to_jpeg
+from dtkd_edge.deploy.pipeline import Pipeline
+from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources.browser import BrowserSource
+from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, NotHereError, UsageError
 
 if TYPE_CHECKING:
@@ -34,14 +33,12 @@ if TYPE_CHECKING:
 ASSETS = {"/": "index.html", "/app.js": "app.js", "/style.css": "style.css"}
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 PICTURES_PER_S = 25
-PICTURE_WIDTH = 960  # wider pictures are scaled down for the page
-JPEG_QUALITY = 80
 MAX_VIEWERS = 64
 MAX_MESSAGE = 1 << 20  # bytes that a viewer may send at once
 MAX_MESSAGES_PER_S = 90
 SLOW_S = 5.0  # a message that a viewer does not take within this long ends its connection
+STALLED_S = 30.0  # a thread of the pipeline that does not come round for so long hangs: opening a stream may take a third of it
 SENT_EVENTS = 60
-TOP = 5
 
 
 class Viewer:
@@ -50,6 +47,7 @@ class Viewer:
     def __init__(self, websocket: WebSocket) -> None:
         self.websocket = websocket
         self.wake = asyncio.Event()
+        self.greeted = -1
         self.events_sent = -1
         self.picture_sent = 0
 
@@ -57,8 +55,10 @@ class Viewer:
 class WebView:
     """Serves a running pipeline. The server has a thread and an event loop of its own."""
 
-    def __init__(self, pipeline: Pipeline, host: str, port: int, *, token: str | None = None) -> None:
-        self.pipeline, self.host, self.port = pipeline, host, port
+    def __init__(
+        self, session: Session, host: str, port: int, *, token: str | None = None, webhook: Webhook | None = None
+    ) -> None:
+        self.session, self.host, self.port, self.webhook = session, host, port, webhook
         self.token = token or (None if is_loopback(host) else new_token())
         self.guard = Guard(self.token)
         self.viewers: set[Viewer] = set()
@@ -68,6 +68,10 @@ class WebView:
         self._sender: Viewer | None = None
         self._server: Any = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.session.pipeline
 
     @property
     def url(self) -> str:
@@ -168,13 +172,15 @@ class WebView:
         return response
 
     async def _health(self, request: Request) -> Response:
-        """For a supervisor: 200 while labels can come, 503 when the source or the model failed. Says nothing private."""
+        """For a supervisor: 200 while labels can come, 503 when source or model failed or hang. Says nothing private."""
         from starlette.responses import JSONResponse
 
         pipeline = self.pipeline
-        live = pipeline.grabber.state
-        good = pipeline.failure() is None and live != "failed"
-        return JSONResponse({"status": live if good else "failed", "labels": pipeline.inferences.count}, 200 if good else 503)
+        status: str = "failed" if pipeline.failure() else pipeline.grabber.state
+        if status != "failed" and pipeline.stalled() > STALLED_S:
+            status = "stuck"
+        good = status not in ("failed", "stuck")
+        return JSONResponse({"status": status, "labels": pipeline.inferences.count}, 200 if good else 503)
 
     async def _metrics(self, request: Request) -> Response:
         from starlette.responses import PlainTextResponse
@@ -183,6 +189,8 @@ class WebView:
         if reason is not None:
             return PlainTextResponse(f"{reason}\n", 403)
         own = {"viewers": len(self.viewers), "viewers_slow": self.slow, "refused": self.refused}
+        if self.webhook is not None:
+            own |= {f"webhook_{name}": count for name, count in self.webhook.counts().items()}
         return PlainTextResponse(prometheus(self.pipeline, own), media_type="text/plain; version=0.0.4")
 
     # --- WebSocket
@@ -218,10 +226,12 @@ class WebView:
             await asyncio.wait_for(send, SLOW_S)
 
         try:
-            await out(json.dumps(self._hello()))
             while True:
                 await viewer.wake.wait()
                 viewer.wake.clear()
+                if self.session.number != viewer.greeted:
+                    viewer.greeted, viewer.events_sent = self.session.number, -1
+                    await out(json.dumps(page.hello(self.session)))
                 number, jpeg = self._picture
                 if number != viewer.picture_sent:
                     viewer.picture_sent = number
@@ -230,15 +240,14 @@ class WebView:
                     viewer.events_sent = self.pipeline.events_ended
                     events = [event.to_json() for event in list(self.pipeline.events)[-SENT_EVENTS:]]
                     await out(json.dumps({"type": "events", "events": events}))
-                await out(self._text or json.dumps(self._state()))
+                await out(self._text or json.dumps(page.state(self.session, self.webhook)))
         except asyncio.TimeoutError:
             self.slow += 1
 
     async def _receive(self, viewer: Viewer) -> None:
-        """Only pictures, only in browser mode, only from one viewer; anything else is passed over, a flood ends it."""
+        """A wish to switch; pictures, only in browser mode and from one viewer; anything else is passed over, a flood ends it."""
         from starlette.websockets import WebSocketDisconnect
 
-        source = self.pipeline.grabber.source
         second, count = 0, 0
         with suppress(WebSocketDisconnect, RuntimeError):
             while True:
@@ -250,7 +259,9 @@ class WebView:
                 if count > MAX_MESSAGES_PER_S:
                     say("a viewer sent too many messages and was dropped")
                     return
-                data = message.get("bytes")
+                data, source = message.get("bytes"), self.pipeline.grabber.source
+                if (wish := page.wish(message.get("text"))) is not None:
+                    await asyncio.to_thread(self.session.switch, *wish)
                 if not data or len(data) <= 8 or not isinstance(source, BrowserSource):
                     continue
                 if self._sender is None:
@@ -270,67 +281,16 @@ class WebView:
             frame = self.pipeline.grabber.latest()
             if frame is not None and frame.index != seen:
                 seen = frame.index
-                only = len(self.viewers) == 1 and self._sender in self.viewers  # it shows its own camera itself
+                sending = isinstance(self.pipeline.grabber.source, BrowserSource)
+                only = sending and len(self.viewers) == 1 and self._sender in self.viewers  # it shows its own camera itself
                 if not only:
                     self._picture = (seen, await asyncio.to_thread(to_jpeg, frame.image))
             elif time.monotonic() - told < 0.5:  # without pictures the state still changes, but need not hurry
                 continue
             told = time.monotonic()
-            self._text = json.dumps(self._state())
+            self._text = json.dumps(page.state(self.session, self.webhook))
             for viewer in self.viewers:
                 viewer.wake.set()
-
-    def _hello(self) -> dict[str, Any]:
-        classifier = self.pipeline.classifier
-        manifest, source = classifier.artifact.manifest, self.pipeline.grabber.source
-        main = "action" if "action" in manifest.labels else next(iter(manifest.labels))
-        return {
-            "type": "hello",
-            "model": manifest.model.name,
-            "precision": classifier.backend.effective_precision,
-            "backend": classifier.backend.name,
-            "device": classifier.backend.device,
-            "source": source.name.rpartition("@")[2].rpartition("/")[2] or source.name,  # no password, no path
-            "browser": isinstance(source, BrowserSource),
-            "labels": manifest.labels[main],
-        }
-
-    def _state(self) -> dict[str, Any]:
-        pipeline, grabber = self.pipeline, self.pipeline.grabber
-        live, current, failure = pipeline.live, pipeline.current(), pipeline.failure()
-        state: dict[str, Any] = {
-            "type": "state",
-            "status": "failed" if failure else grabber.state,
-            "error": failure.message if failure else None,
-            "now": round(pipeline.clock(), 3),
-            "filled": round(pipeline.filled, 3),
-            "fps": round(grabber.fps, 2),
-            "rate": round(pipeline.label_rate.value(time.monotonic()), 2),
-            "dropped": grabber.dropped,
-            "current": current.to_json() if current else None,
-            "seq": live.seq if live else 0,
-            "label": live.label if live else None,
-            "top": {},
-        }
-        if live:
-            state |= {
-                "score": round(live.score, 4),
-                "age_ms": round(live.age * 1000, 2),
-                "age_p90_ms": round(pipeline.ages.percentile(90) * 1000, 2),
-                "inference_ms": round(live.inference * 1000, 3),
-                "stamp": live.stamp,
-                "top": {head: scores_json(live.prediction.top(TOP, head)) for head in live.prediction.heads},
-            }
-        return state
-
-
-def to_jpeg(image: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> bytes:
-    picture = Image.fromarray(image)
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BILINEAR)
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()
 
 
 def _own_address() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,23 @@ class Ema:
 
 @dataclass
 class Event:
-    """One label that held for a while. start, end: seconds since the source started; score: its highest probability."""
+    """One label that held for a while. start, end: seconds since the source started; score: its highest probability.
+
+    wall: when it started, in seconds since 1970; None where the source is not live.
+    """
 
     label: str
     start: float
     end: float | None
     score: float
+    wall: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         end = None if self.end is None else round(self.end, 3)
-        return {"label": self.label, "start": round(self.start, 3), "end": end, "score": round(self.score, 4)}
+        out = {"label": self.label, "start": round(self.start, 3), "end": end, "score": round(self.score, 4)}
+        if self.wall is not None:
+            out["time"] = datetime.fromtimestamp(self.wall, timezone.utc).isoformat(timespec="milliseconds")
+        return out
 
 
 class Gate:

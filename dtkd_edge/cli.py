@@ -239,15 +239,21 @@ def predict(
 @app.command()
 def demo(
     artifact: Annotated[Path | None, typer.Argument(help="An artefact or run. [default: the newest]")] = None,
-    source: Annotated[str, typer.Option(help="Camera number, csi, file, URL, pattern, or browser.")] = "0",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Camera number, csi, file, URL, pattern, or browser; several: the page can switch. [default: 0]"),
+    ] = None,
     view: Annotated[str, typer.Option(help="web, window or none.")] = "web",
     host: Annotated[str, typer.Option(help="Address that the web view listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the web view; 0 takes a free one.")] = 8080,
     token: Annotated[str | None, typer.Option(help="What a viewer must know. [default: made when not on loopback]")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the annotated picture to this .mp4.")] = None,
     events: Annotated[Path | None, typer.Option(help="Write label events to this .jsonl.")] = None,
+    webhook: Annotated[str | None, typer.Option(metavar="URL", help="Post events as JSON there (this machine).")] = None,
+    webhook_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another host that --webhook may name.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, gpu or npu.")] = "auto",
     loop: Annotated[bool | None, typer.Option("--loop/--no-loop", help="Play a file again at its end. [web view: yes]")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="A file as fast as it goes, no frame dropped.")] = False,
     clip_seconds: Annotated[float | None, typer.Option(help="What a live clip spans. [default: as trained, or 2]")] = None,
     smoothing: Annotated[float, typer.Option(min=0, help="Seconds that the labels are averaged over.")] = 0.5,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a label is shown.")] = 0.5,
@@ -258,12 +264,13 @@ def demo(
 ) -> None:
     """Live labels of a camera, a stream or a file."""
     from dtkd_edge.deploy.command import demo as run
-    from dtkd_edge.deploy.pipeline import Settings
+    from dtkd_edge.deploy.live import Settings
     from dtkd_edge.deploy.sources import SourceOptions
 
     run(
-        artifact, source=source, view=view, host=host, port=port, token=token, record=record, events=events, device=device,
-        loop=loop, source_options=SourceOptions(width, height, fps),
+        artifact, source=source or ["0"], view=view, host=host, port=port, token=token, record=record, events=events,
+        webhook=webhook, webhook_hosts=webhook_host, device=device, loop=loop,
+        source_options=SourceOptions(width, height, fps, fast=fast),
         settings=Settings(clip_seconds, smoothing, threshold, 0.7 * threshold, rate),
     )  # fmt: skip
 
@@ -291,11 +298,13 @@ def recipes(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    artifact: Annotated[Path | None, typer.Argument(help="An artefact or run to try. [default: the newest]")] = None,
+) -> None:
     """What works on this machine, and the fix for what does not."""
     from dtkd_edge.deploy.doctor import doctor as run
 
-    run()
+    run(artifact)
 
 
 @data_app.command("synth")

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """width, height, fps: asked of a camera or drawn by the pattern; loop: a file starts again at its end."""
+    """width, height, fps: asked of a camera or drawn by the pattern; loop: a file starts again at its end; fast: a file is
+    read as fast as it is used, instead of at its own speed."""
 
     width: int | None = None
     height: int | None = None
     fps: float | None = None
     loop: bool = False
+    fast: bool = False
 
 
 def open_source(spec: str, options: SourceOptions | None = None) -> Source:
@@ -31,6 +33,8 @@ def open_source(spec: str, options: SourceOptions | None = None) -> Source:
     rtsp://… http://… udp://…         a stream; anything else is a video file, played at its own speed
     """
     options = options or SourceOptions()
+    if options.fast and not Path(spec).is_file():
+        raise UsageError(f"--fast --source {spec}: only a video file can be read faster than it happens", "leave out --fast")
     if spec == "pattern":
         from dtkd_edge.deploy.sources.pattern import PatternSource
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.console import say
 from dtkd_edge.deploy.camera import Source, SourceLost
 from dtkd_edge.deploy.sources import SourceOptions
 from dtkd_edge.errors import DtkdEdgeError, InputError, MissingDependency, MissingDevice
@@ -112,7 +113,10 @@ class UrlSource(AvSource):
 
 
 class FileSource(AvSource):
-    """A video file at its own speed: a frame is given out when its time has come, and skipped when that has passed."""
+    """A video file at its own speed: a frame is given out when its time has come, and skipped when that has passed.
+
+    fast: every frame, as soon as it is asked for, stamped with its time in the file.
+    """
 
     _live = False
 
@@ -120,16 +124,26 @@ class FileSource(AvSource):
         super().__init__(path)
         if Path(path).stat().st_size == 0:
             raise InputError(f"--source {path}: the file is empty", "copy or download it again")
-        self._loop = options.loop
-        self._fps = options.fps
+        self._loop, self._fps, self.waits = options.loop, options.fps, options.fast
+        self._before = self._last = 0.0  # seconds of the rounds that are done, and of the newest frame
         self._start: float | None = None
         self._shown = 0
+
+    def open(self) -> None:
+        super().open()
+        self._frames = self._whole(self._frames)
 
     def _absent(self, reason: str) -> DtkdEdgeError:
         return InputError(f"--source {self.name}: does not decode: {reason}", "re-encode it, or give another file")
 
     def read(self) -> tuple[NDArray[np.uint8], float | None] | None:
         for frame in self._frames:
+            if self.waits:
+                if self._closed.is_set():
+                    return None
+                self._last = self._before + self._at(frame)
+                self._shown += 1
+                return to_rgb(frame), self._last
             due = self._due(frame)
             wait = due - time.monotonic()
             if wait > 0:
@@ -145,13 +159,28 @@ class FileSource(AvSource):
         if not self._loop or self._closed.is_set():
             return None
         self._start, self._shown = None, 0
+        self._before = self._last + 1 / (self._fps or self._rate())
         self.open()
         return self.read()
 
+    def _whole(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """A file that is damaged beyond some point ends there: opening it again would only play its start again."""
+        try:
+            yield from frames
+        except SourceLost as reason:
+            say(f"--source {self.name}: {reason}; what comes after it is left out")
+
+    def _rate(self) -> float:
+        return float(self._container.streams.video[0].average_rate or 30)
+
+    def _at(self, frame: Any) -> float:
+        """Seconds since the file's start, at the speed asked for."""
+        rate = self._rate()
+        at = float(frame.time) if frame.time is not None else self._shown / rate
+        return at * (rate / self._fps if self._fps else 1.0)
+
     def _due(self, frame: Any) -> float:
-        rate = float(self._container.streams.video[0].average_rate or 30)
-        at = frame.time if frame.time is not None else self._shown / rate
-        at *= rate / self._fps if self._fps else 1.0
+        at = self._at(frame)
         if self._start is None:
             self._start = time.monotonic() - at
         due = self._start + at

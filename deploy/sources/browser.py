@@ -18,6 +18,7 @@ class BrowserSource(Source):
     """One slot: a picture that arrives while another is being decoded replaces it."""
 
     name = "browser"
+    patient = True
 
     def __init__(self) -> None:
         self.refused = 0

@@ -38,10 +38,49 @@ function connect() {
   };
 }
 
+// --- what may be shown instead
+const trouble = { said: "", passed: "" };
+function offer(what, names, at) {
+  const select = $(what);
+  $(`${what}-box`).hidden = names.length < 2;
+  select.replaceChildren(...names.map((name, i) => new Option(name, i, i === at, i === at)));
+  select.disabled = false;
+}
+for (const what of ["source", "artifact"]) {
+  $(what).onchange = () => {
+    trouble.passed = trouble.said; // the reason of an earlier attempt
+    $("trouble").hidden = true;
+    socket.send(JSON.stringify({ [what]: Number($(what).value) }));
+  };
+}
+function complain(text) {
+  trouble.said = text;
+  if (text === "") trouble.passed = "";
+  const news = text && text !== trouble.passed;
+  if (news && $("trouble").hidden) {
+    offer("source", hello.sources, hello.source_at);
+    offer("artifact", hello.artifacts, hello.artifact_at);
+  }
+  $("trouble").hidden = !news;
+  $("trouble").textContent = text && `Not switched: ${text}`;
+}
+
 function greet(data) {
   hello = data;
+  state = null;
+  events = [];
+  shown = "";
+  hues.clear();
+  offer("source", data.sources, data.source_at);
+  offer("artifact", data.artifacts, data.artifact_at);
+  if (own && !data.browser) {
+    own.getTracks().forEach((track) => track.stop());
+    own = null;
+    $("own").hidden = true;
+    canvas.hidden = false;
+  }
   document.title = `${data.model} – dtkd-edge live`;
-  $("facts").replaceChildren(...[data.model, data.precision, data.backend, data.device, data.source].map((text) => {
+  $("facts").replaceChildren(...[data.model, data.precision, data.backend, data.device].map((text) => {
     const span = document.createElement("span");
     span.textContent = text;
     return span;
@@ -100,6 +139,12 @@ function update(data) {
   number("s-rate", data.seq ? fixed(data.rate) : null, "/s");
   number("s-fps", fixed(data.fps), "fps");
   number("s-dropped", data.dropped.toLocaleString(), "");
+  complain(data.trouble);
+  $("hook").hidden = !data.webhook;
+  if (data.webhook) {
+    const lost = data.webhook.failed + data.webhook.dropped;
+    number("s-hook", data.webhook.sent.toLocaleString(), `posted${lost ? ` · ${lost.toLocaleString()} lost` : ""}`);
+  }
   for (const [head, top] of Object.entries(data.top)) bars(head, top, data.label);
   list();
 }
@@ -176,6 +221,7 @@ function list() {
     item.querySelector(".what").textContent = event.label;
     item.querySelector(".how").textContent = event.end === null ? "now" : `${(event.end - event.start).toFixed(1)} s`;
     item.querySelector(".when").textContent = time(event.start);
+    if (event.time) item.title = new Date(event.time).toLocaleString();
     return item;
   }));
 }
@@ -228,7 +274,9 @@ $("camera").onclick = async () => {
   canvas.hidden = true;
   await video.play();
   const shot = document.createElement("canvas");
+  const mine = own;
   const send = () => {
+    if (own !== mine) return; // switched away
     if (socket.readyState === WebSocket.OPEN && !inFlight && video.videoWidth) {
       inFlight = true;
       const scale = Math.min(1, 640 / Math.max(video.videoWidth, video.videoHeight));

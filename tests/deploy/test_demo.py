@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from deploy_cases import LABELS, write_mp4
 
-from dtkd_edge.deploy import doctor
+from dtkd_edge.deploy import doctor, preflight
 from dtkd_edge.video import Video
 
 
@@ -42,6 +43,21 @@ def test_a_file_is_labelled_to_its_end_and_recorded(onnx_artifact: Path, tmp_pat
     last = recording.read(np.array([len(recording) - 1]))[0]
     assert last.shape == (66, 100, 3)
     assert last[-24:].max() > 150 and np.median(last[-24:]) < 60  # light letters on a dark band
+
+
+def test_a_file_read_fast_is_read_whole_and_the_same_every_time(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=150, size=(100, 66))
+    logs = []
+    for out, log in ((tmp_path / "out.mp4", tmp_path / "1.jsonl"), (None, tmp_path / "2.jsonl")):
+        record = () if out is None else ("--record", out)
+        process = demo(onnx_artifact, "--source", video, "--fast", "--view", "none", "--events", log, *record, *QUICK)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, said
+        assert re.search(r"150 frames, \d+ labels: 5\.0 s of video in", said), said
+        logs.append(log.read_text())
+    assert logs[0] == logs[1] and 4.5 < json.loads(logs[0].splitlines()[-1])["end"] <= 5  # dated by the file's own time
+    recording = Video(tmp_path / "out.mp4")
+    assert len(recording) == 150 and recording.duration == pytest.approx(5.0, abs=0.1)
 
 
 def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None:
@@ -72,6 +88,7 @@ def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None
         (["--source", "pattern", "--view", "none", "--clip-seconds", "-1"], 2, "--clip-seconds"),
         (["--source", "pattern", "--view", "none", "--events", "/proc/no/e.jsonl"], 3, "--events /proc/no/e.jsonl"),
         (["--source", "pattern", "--host", "203.0.113.7"], 2, "--host 203.0.113.7"),
+        (["--source", "pattern", "--fast"], 2, "--fast --source pattern"),
     ],
 )
 def test_what_cannot_start_says_why_in_two_lines(arguments: list[str], code: int, words: str, onnx_artifact: Path) -> None:
@@ -141,6 +158,54 @@ def test_doctor_runs_the_newest_artefact(onnx_artifact: Path, tmp_path: Path, mo
     (run / "export" / "onnx-fp32" / "manifest.json").write_text("{}")
     check = doctor.check_artifact()
     assert check.mark == "off" and check.fix
+
+
+def test_doctor_tries_the_artefact_that_is_named(onnx_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.doctor(onnx_artifact)
+    assert re.search(r"ok +artefact +.*runs in fp32 on cpu, [\d.]+ ms a clip", capsys.readouterr().out)
+    broken = tmp_path / "broken"
+    shutil.copytree(onnx_artifact, broken)
+    (broken / "model.onnx").write_bytes(b"x")
+    with pytest.raises(doctor.NotHereError, match="artefact"):
+        doctor.doctor(broken)
+    assert "bad  artefact" in capsys.readouterr().out
+
+
+RELEASE = "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, DATE: Fri Sep 13 04:36:44 UTC 2024\n"
+
+
+def test_doctor_on_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files of an Orin Nano with JetPack 6, and what is usually wrong there."""
+    root, env = tmp_path / "root", tmp_path / "env"
+    for folder in ("etc", "dev", "proc/device-tree", "sys/class/video4linux/video0", "sys/class/video4linux/video1", "bin"):
+        (root / folder).mkdir(parents=True)
+    env.mkdir()
+    (root / "etc/nv_tegra_release").write_text(RELEASE)
+    (root / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    (root / "dev/nvmap").touch()
+    (root / "bin/nvpmodel").write_text("#!/bin/sh\necho 'NV Power Mode: 15W'; echo 0\n")
+    (root / "bin/nvpmodel").chmod(0o755)
+    monkeypatch.setenv("PATH", str(root / "bin"), prepend=os.pathsep)
+    config = env / "pyvenv.cfg"
+    config.write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
+    blind = preflight.check_jetson(root, env)
+    assert blind.mark == "off" and "does not see JetPack's" in blind.words and "--system-site-packages" in blind.fix
+    config.write_text("include-system-site-packages = true\n")
+    good = preflight.check_jetson(root, env)
+    assert good.mark == "ok"
+    assert good.words == "NVIDIA Jetson Orin Nano Developer Kit, L4T 36.4.0 (JetPack 6), power mode 15W"
+    monkeypatch.setattr(os, "access", lambda path, _: "nvmap" not in str(path))  # root may open everything
+    shut = preflight.check_jetson(root, env)
+    assert shut.mark == "off" and "/dev/nvmap" in shut.words and "usermod" in shut.fix
+    (root / "etc/nv_tegra_release").write_text(RELEASE.replace("R36", "R35"))
+    assert "flash JetPack 6" in preflight.check_jetson(root, env).fix
+
+    assert preflight.is_jetson(root) and "nvargus-daemon" in preflight.check_camera(root).fix
+    for number, index in ((0, 0), (1, 1)):
+        (root / f"dev/video{number}").touch()
+        (root / f"sys/class/video4linux/video{number}/index").write_text(f"{index}\n")
+        (root / f"sys/class/video4linux/video{number}/name").write_text("HD Webcam C270\n")
+    assert preflight.check_camera(root).words == "--source 0 (HD Webcam C270)"
 
 
 def test_a_check_that_fails_hides_no_other(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber, Source, SourceLost
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.smoothing import Ema, Gate
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.pattern import MOTIONS, SEGMENT_S, draw, motion_at
 from dtkd_edge.deploy.window import Window, frame_spacing
 from dtkd_edge.errors import InputError, MissingDependency, MissingDevice, UsageError
 from dtkd_edge.preprocess import Sampling
+from dtkd_edge.video import Video
 
 
 def image(value: int) -> np.ndarray:
@@ -210,6 +212,28 @@ def test_live_labels_of_a_file(onnx_artifact: Path, tmp_path: Path) -> None:
     assert end.label is None and end.ended is not None  # the file's end ends the event
     assert results[0].time == pytest.approx(7 / 8 * 0.5, abs=0.1)  # half of the window is enough to begin
     assert np.median([r.age for r in results]) < 0.25 and all(0 < r.inference <= r.age for r in results)
+
+
+def test_every_step_of_a_file_that_is_read_fast(onnx_artifact: Path, tmp_path: Path) -> None:
+    """A slow consumer gets every label, and every clip is made of the frames that lie at its steps."""
+    video = write_mp4(tmp_path / "clip.mp4", frames=90, size=(64, 48))
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        seen: list[np.ndarray] = []
+        predict = classifier.predict_live
+        classifier.predict_live = lambda clip: (seen.append(clip), predict(clip))[1]  # type: ignore[method-assign]
+        times = []
+        for live in classifier.stream(str(video), fast=True, clip_seconds=0.8, threshold=0.0, release=0.0):
+            times.append(live.time)
+            time.sleep(0.005)
+        frames = [classifier.preprocess.frame(f) for f in Video(video).read(np.arange(90))]
+    *labels, end = times
+    assert end == labels[-1] and len(seen) == len(labels)
+    np.testing.assert_allclose(np.diff(labels)[1:], 0.1, atol=1e-6)
+    assert 0.35 <= labels[0] <= 0.45 and labels[-1] > 2.85
+    for clip, at in zip(seen[8:], labels[8:], strict=True):
+        newest = round(at * 30)
+        wanted = np.stack([frames[newest - 3 * back] for back in range(7, -1, -1)])
+        assert np.abs(clip.astype(int) - wanted).mean() < 3  # two decoders
 
 
 def test_stopping_leaves_no_thread_and_ends_the_event(onnx_artifact: Path) -> None:

@@ -58,3 +58,14 @@ def test_a_live_stream_is_fed_at_the_rate_of_the_clip(counter: Path, tmp_path: P
     assert 16 <= results[-1].seq <= 22  # of 60 frames in 2 s, and the end
     steps = np.diff([live.time for live in results])
     assert 0.09 < np.median(steps) < 0.15
+
+
+def test_a_file_read_fast_feeds_a_stream_at_the_same_rate(counter: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=60, size=(64, 64))
+    with dtkd_edge.load(counter, device="cpu") as classifier:
+        options = {"clip_seconds": 0.8, "smoothing": 0.0, "threshold": 1.0, "release": 1.0, "fast": True}
+        one, two = ([(live.time, live.score) for live in classifier.stream(str(video), **options)] for _ in range(2))
+    assert one == two
+    *labels, end = [at for at, _ in one]  # the last one ends the event
+    assert len(labels) == 20 and end == labels[-1]
+    np.testing.assert_allclose(np.diff(labels), 0.1, atol=1e-6)

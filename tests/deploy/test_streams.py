@@ -16,7 +16,8 @@ from deploy_cases import write_mp4
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.server import to_jpeg
 from dtkd_edge.deploy.sources import av as av_sources
 from dtkd_edge.deploy.sources import open_source

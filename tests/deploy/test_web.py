@@ -25,10 +25,13 @@ from deploy_cases import LABELS, write_mp4
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.guard import Guard
-from dtkd_edge.deploy.pipeline import Pipeline, Settings
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.server import MAX_MESSAGE, MAX_MESSAGES_PER_S, WebView, to_jpeg
+from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.browser import decode_jpeg
+from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import UsageError
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -44,19 +47,28 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @contextmanager
-def serving(artifact: Path, source: str = "pattern", *, host: str = "127.0.0.1", **settings: Any) -> Iterator[WebView]:
+def serving(
+    artifact: Path,
+    source: str = "pattern",
+    *,
+    host: str = "127.0.0.1",
+    others: tuple[str, ...] = (),
+    artifacts: list[Path] | None = None,
+    **settings: Any,
+) -> Iterator[WebView]:
     options = SourceOptions(width=160, height=120, loop=True)
     chosen = Settings(**{"clip_seconds": 0.4, "threshold": 0.0, "release": 0.0, **settings})
     with dtkd_edge.load(artifact, device="cpu", threads=1) as classifier:
         pipeline = Pipeline(classifier, Grabber(open_source(source, options)), chosen)
         pipeline.start()
-        web = WebView(pipeline, host, 0)
+        session = Session(pipeline, sources=[source, *others], artifacts=artifacts, options=options, device="cpu")
+        web = WebView(session, host, 0)
         web.start()
         try:
             yield web
         finally:
             web.stop()
-            pipeline.stop()
+            session.stop()
 
 
 def get(url: str, **headers: str) -> tuple[int, str, Any]:
@@ -75,7 +87,7 @@ def until(condition: Any, seconds: float = 20) -> bool:
     return bool(condition())
 
 
-def test_pages_health_and_metrics(onnx_artifact: Path) -> None:
+def test_pages_health_and_metrics(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(onnx_artifact) as web:
         status, body, headers = get(web.url)
         assert status == 200 and "<title>dtkd-edge" in body
@@ -86,13 +98,18 @@ def test_pages_health_and_metrics(onnx_artifact: Path) -> None:
         assert until(lambda: web.pipeline.inferences.count > 3)
         status, body, _ = get(web.url + "health")
         assert status == 200 and json.loads(body)["status"] == "live"
+        web.webhook = Webhook("http://127.0.0.1:9/")
         metrics = get(web.url + "metrics")[1]
+        assert "dtkd_edge_webhook_dropped_total 0\n" in metrics and "dtkd_edge_stalled_seconds " in metrics
         for line in metrics.splitlines():
             assert re.fullmatch(r'# (HELP|TYPE) .+|[a-z_]+(\{quantile="[\d.]+"\})? [\d.e+-]+', line), line
         assert float(re.search(r"^dtkd_edge_label_age_seconds_count (\d+)", metrics, re.M)[1]) > 3
+        monkeypatch.setattr("dtkd_edge.deploy.server.STALLED_S", -1.0)  # as if a thread had not come round for long
+        status, body, _ = get(web.url + "health")
+        assert status == 503 and json.loads(body)["status"] == "stuck"
 
 
-def test_foreign_pages_and_names_are_refused(onnx_artifact: Path) -> None:
+def test_foreign_pages_and_names_are_refused(onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from websockets.sync.client import connect
 
     with serving(onnx_artifact) as web:
@@ -104,9 +121,11 @@ def test_foreign_pages_and_names_are_refused(onnx_artifact: Path) -> None:
         with connect(address, origin=web.url.rstrip("/")) as socket:
             assert json.loads(socket.recv())["type"] == "hello"
         assert web.refused == 3
+    said = capsys.readouterr().err
+    assert said.count("foreign origin 'http://evil.example'") == 2 and "host 'evil.example' is not this machine" in said
 
 
-def test_another_address_needs_the_token(onnx_artifact: Path) -> None:
+def test_another_address_needs_the_token(onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(onnx_artifact, host="0.0.0.0") as web:
         assert web.token and web.token in web.url
         base = f"http://127.0.0.1:{web.port}/"
@@ -116,6 +135,8 @@ def test_another_address_needs_the_token(onnx_artifact: Path) -> None:
         assert status == 200
         cookie = headers["set-cookie"].partition(";")[0]
         assert "HttpOnly" in headers["set-cookie"] and get(base + "app.js", Cookie=cookie)[0] == 200
+        said = capsys.readouterr().err
+        assert said.count("wrong or missing token") == 3 and web.token not in said
 
 
 def test_guard_knows_its_own_names() -> None:
@@ -129,7 +150,7 @@ def test_guard_knows_its_own_names() -> None:
 
 def test_a_port_that_is_taken(onnx_artifact: Path) -> None:
     with serving(onnx_artifact) as web, pytest.raises(UsageError, match=f"--port {web.port}"):
-        WebView(web.pipeline, "127.0.0.1", web.port).start()
+        WebView(web.session, "127.0.0.1", web.port).start()
 
 
 def test_many_viewers_one_inference_and_slow_ones_are_dropped(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +303,7 @@ def run_demo(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.parametrize("source", ["pattern", "file"])
 def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path: Path, browser: Any) -> None:
     spec = source if source == "pattern" else write_mp4(tmp_path / "clip.mp4", frames=60, size=(96, 64))
-    options = ("--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05)
+    options = ("--source", spec, "--port", 0, "--clip-seconds", 0.5, "--threshold", 0.05, "--webhook", "http://127.0.0.1:9/")
     with run_demo(onnx_artifact, *options) as (process, url):
         page = browser.new_page()
         problems: list[str] = []
@@ -291,6 +312,7 @@ def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path
         page.goto(url)
         assert until(lambda: page.locator("#label").inner_text() in LABELS)
         assert page.locator("#status-text").inner_text() == "live"
+        assert "posted" in page.locator("#hook").inner_text()
         rows = page.locator(".row .name span:first-child").all_inner_texts()
         assert len(set(rows)) >= 5 and set(rows) <= set(LABELS)
         assert page.locator("#age").inner_text().endswith("fps")

@@ -1,0 +1,69 @@
+"""What a live run is set to, and what it knows after each inference."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dtkd_edge.deploy.classifier import Prediction
+from dtkd_edge.deploy.smoothing import Event
+from dtkd_edge.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """clip_seconds: what a live clip spans (None: from the manifest); smoothing: seconds of the moving average;
+    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second (a file that is
+    read fast: so many per second of the file, by default one for each step between two frames of a clip)."""
+
+    clip_seconds: float | None = None
+    smoothing: float = 0.5
+    threshold: float = 0.5
+    release: float = 0.35
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.release <= self.threshold <= 1:
+            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: 0 ≤ release ≤ threshold ≤ 1 must hold")
+        if self.smoothing < 0 or (self.rate is not None and self.rate <= 0):
+            raise UsageError(f"smoothing {self.smoothing:g}, rate {self.rate}: must not be negative")
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
+
+    age, inference: seconds from the capture of the newest frame to this label, and of the model alone. stamp: the sender's clock
+    of that frame. began, ended: the event that this label begins, and the one that it ends.
+    """
+
+    seq: int
+    time: float
+    label: str | None
+    score: float
+    prediction: Prediction
+    age: float
+    inference: float
+    stamp: float | None = None
+    ended: Event | None = None
+    began: Event | None = None
+
+
+@dataclass
+class Latencies:
+    """Sum and count for ever, and the last values for percentiles."""
+
+    count: int = 0
+    total: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=600))
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.recent.append(value)
+
+    def percentile(self, q: float) -> float:
+        values = list(self.recent)
+        return float(np.percentile(values, q)) if values else 0.0

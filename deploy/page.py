@@ -1,0 +1,97 @@
+"""What the page is sent, and what it may ask for."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dtkd_edge.deploy.classifier import Score
+from dtkd_edge.deploy.session import Session
+from dtkd_edge.deploy.sources.browser import BrowserSource
+from dtkd_edge.deploy.webhook import Webhook
+
+PICTURE_WIDTH = 960  # wider pictures are scaled down for the page
+JPEG_QUALITY = 80
+TOP = 5
+
+
+def hello(session: Session) -> dict[str, Any]:
+    """The first message: what runs, and what else there is."""
+    classifier = session.pipeline.classifier
+    manifest, source = classifier.artifact.manifest, session.pipeline.grabber.source
+    main = "action" if "action" in manifest.labels else next(iter(manifest.labels))
+    return {
+        "type": "hello",
+        "model": manifest.model.name,
+        "precision": classifier.backend.effective_precision,
+        "backend": classifier.backend.name,
+        "device": classifier.backend.device,
+        **session.choices(),
+        "browser": isinstance(source, BrowserSource),
+        "labels": manifest.labels[main],
+    }
+
+
+def state(session: Session, webhook: Webhook | None) -> dict[str, Any]:
+    """What changes with every label."""
+    pipeline, grabber = session.pipeline, session.pipeline.grabber
+    live, current, failure = pipeline.live, pipeline.current(), pipeline.failure()
+    out: dict[str, Any] = {
+        "type": "state",
+        "status": "failed" if failure else grabber.state,
+        "error": failure.message if failure else None,
+        "now": round(pipeline.clock(), 3),
+        "filled": round(pipeline.filled, 3),
+        "fps": round(grabber.fps, 2),
+        "rate": round(pipeline.label_rate.value(time.monotonic()), 2),
+        "dropped": grabber.dropped,
+        "trouble": session.trouble,
+        "webhook": webhook.counts() if webhook else None,
+        "current": current.to_json() if current else None,
+        "seq": live.seq if live else 0,
+        "label": live.label if live else None,
+        "top": {},
+    }
+    if live:
+        out |= {
+            "score": round(live.score, 4),
+            "age_ms": round(live.age * 1000, 2),
+            "age_p90_ms": round(pipeline.ages.percentile(90) * 1000, 2),
+            "inference_ms": round(live.inference * 1000, 3),
+            "stamp": live.stamp,
+            "top": {head: scores_json(live.prediction.top(TOP, head)) for head in live.prediction.heads},
+        }
+    return out
+
+
+def wish(text: str | None) -> tuple[str, int] | None:
+    """'{"source": 1}' → ('source', 1). Whatever else a page sends is None."""
+    if not text or len(text) > 100:
+        return None
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    for what in ("source", "artifact"):
+        if isinstance(said, dict) and type(said.get(what)) is int:
+            return what, said[what]
+    return None
+
+
+def scores_json(scores: list[Score]) -> list[dict[str, Any]]:
+    return [{"label": s.label, "score": round(s.score, 4)} for s in scores]
+
+
+def to_jpeg(image: NDArray[np.uint8], width: int = PICTURE_WIDTH) -> bytes:
+    picture = Image.fromarray(image)
+    if picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BILINEAR)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()

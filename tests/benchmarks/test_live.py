@@ -1,0 +1,26 @@
+"""`python -m dtkd_edge.benchmarks.live` as typed, but short: what it counts, not how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_every_line_is_there(onnx_artifact: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dtkd_edge.benchmarks.live", str(onnx_artifact), "--device", "cpu"]
+    command += ["--seconds", "2", "--blocks", "1", "--minutes", "0.1", "--json", str(tmp_path / "out.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    age, viewers, soak = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["what"] for line in (age, viewers, soak)] == ["age", "viewers", "soak"]
+    assert 0 < age["labels"] <= age["frames"] <= 65 and 0 < age["model_ms"]["p50"] <= age["age_ms"]["p50"] <= age["age_ms"]["p90"]
+    assert age["limit_ms"] == pytest.approx(1000 / 30 + 1.5 * age["model_ms"]["p50"], abs=0.05)
+    assert [len(rates) for rates in viewers["labels_per_second"].values()] == [1, 1] and viewers["slow"] == 0
+    assert soak["memory_mb"]["last"] > 20 and soak["threads"][0] > 4
+    good = age["good"] and viewers["good"] and soak["good"]
+    assert done.returncode == (0 if good else 1) and ("beyond the limit" in done.stderr) == (not good)

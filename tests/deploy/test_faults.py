@@ -1,0 +1,121 @@
+"""What goes wrong where nobody looks: the disk fills up, the power goes, the model's folder goes, the picture changes."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deploy_cases import write_counter, write_mp4
+from test_streams import Camera, until
+
+import dtkd_edge
+from dtkd_edge.deploy.camera import Grabber
+from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.pipeline import Pipeline
+from dtkd_edge.deploy.sources import SourceOptions, open_source
+from dtkd_edge.video import Video
+
+QUICK = ("--clip-seconds", "0.4", "--threshold", "0.05")
+
+
+def demo(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dtkd_edge", "demo", *map(str, arguments), "--view", "none", *QUICK]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def playable(path: Path) -> int:
+    """Frames that a player gets out of a file whose end may be missing."""
+    import av
+
+    frames = 0
+    with av.open(str(path)) as file:
+        try:
+            for _ in file.decode(video=0):
+                frames += 1
+        except av.error.InvalidDataError:  # the part that was being written
+            pass
+    return frames
+
+
+def test_what_was_recorded_before_the_disk_was_full_can_be_played(onnx_artifact: Path, tmp_path: Path) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=600, size=(160, 120))
+    out, log = tmp_path / "out.mp4", tmp_path / "events.jsonl"
+    process = demo(
+        onnx_artifact, "--source", video, "--fast", "--record", out, "--events", log,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 0 and f"--record {out}: File too large" in said and "Traceback" not in said, said
+    assert "600 frames" in said and log.read_text().count("\n") >= 1  # the rest went on
+    assert out.stat().st_size <= 20_000 and playable(out) >= 60
+
+
+def test_a_kill_leaves_a_recording_that_can_be_played(onnx_artifact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    process = demo(onnx_artifact, "--source", "pattern", "--fps", 60, "--record", out)
+    try:
+        assert until(lambda: out.is_file() and out.stat().st_size > 10_000, 60)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert playable(out) >= 50
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_the_artefact_is_removed_while_it_runs(target: str, tmp_path: Path) -> None:
+    folder = write_counter(tmp_path / "model", target)
+    with dtkd_edge.load(folder, device="cpu", threads=1) as classifier:
+        pipeline = Pipeline(classifier, Grabber(open_source("pattern")), Settings(clip_seconds=0.4))
+        pipeline.start()
+        assert until(lambda: pipeline.inferences.count > 2)
+        shutil.rmtree(folder)
+        labelled = pipeline.inferences.count
+        assert until(lambda: pipeline.inferences.count > labelled + 5)
+        pipeline.stop()
+        assert pipeline.failure() is None
+
+
+def test_the_picture_changes_its_size_while_it_is_labelled_and_recorded(onnx_artifact: Path, tmp_path: Path) -> None:
+    camera = Camera()
+    camera.start()
+    out = tmp_path / "out.mp4"
+    process = demo(onnx_artifact, "--source", f"http://127.0.0.1:{camera.port}/video", "--record", out)
+    try:
+        assert re.search(r"%", "".join(iter(lambda: process.stderr.read(1), "%")) + "%")  # the first label
+        camera.size = (96, 128)
+        time.sleep(1.5)
+        camera.size = (101, 77)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+        camera.stop()
+    assert process.returncode == 0 and "Traceback" not in said, said
+    recording = Video(out)
+    assert len(recording) > 30 and recording.read([0, len(recording) - 1]).shape[1:] == (120, 160, 3)
+
+
+def test_a_file_damaged_to_its_end_ends_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_mp4(tmp_path / "clip.mp4", frames=200, size=(64, 48))
+    data = bytearray(video.read_bytes())
+    start = data.index(b"mdat") + 4
+    end = data.index(b"moov") - 4 if data.index(b"moov") > start else len(data)
+    middle = (start + end) // 2
+    data[middle:end] = b"\xff" * (end - middle)
+    video.write_bytes(data)
+    grabber = Grabber(open_source(str(video), SourceOptions(fast=True)))
+    grabber.start()
+    while grabber.running:
+        grabber.take()
+    assert 0 < grabber.grabbed < 200 and grabber.reconnects == 0 and grabber.error is None
+    grabber.stop()
+    assert "too many damaged packets; what comes after it is left out" in capsys.readouterr().err
