@@ -115,8 +115,8 @@ def export(
     run: Annotated[
         Path | None, typer.Argument(help="A run, or an artefact to verify or build. [default: the newest run]")
     ] = None,
-    target: Annotated[str, typer.Option(help=TARGET_HELP)] = "onnx",
-    precision: Annotated[str | None, typer.Option(help=PRECISION_HELP)] = None,
+    target: Annotated[list[str] | None, typer.Option(help=TARGET_HELP)] = None,
+    precision: Annotated[list[str] | None, typer.Option(help=PRECISION_HELP)] = None,
     mode: Annotated[str, typer.Option(help=MODE_HELP)] = "clip",
     batch: Annotated[int, typer.Option(help="Clips per inference.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of clips per inference.")] = False,
@@ -135,9 +135,9 @@ def export(
     ] = None,
 ) -> None:
     """Strip the training-only branches, trace, build, verify on real clips."""
-    from dtkd_edge.export.command import export as call
+    from dtkd_edge.export.several import export_each
 
-    call(
+    export_each(
         run, target=target, precision=precision, mode=mode, batch=batch, dynamic_batch=dynamic_batch, out=out, clips=clips,
         overrides=set_ or [], verify_only=verify_only, workspace=workspace, optimization_level=optimization_level,
         calibration_clips=calibration_clips, max_drop=max_drop,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dtkd_edge.errors import MissingDependency, UsageError
 
@@ -89,10 +91,10 @@ AUTO = "auto"
 ACCURACY_OPTIONS = ("calibration_clips", "max_drop")
 
 # The command line's help, out of the table.
-TARGET_HELP = ", ".join(TARGETS)
+TARGET_HELP = ", ".join(TARGETS) + "; repeatable, or comma separated. [default: onnx]"
 PRECISION_HELP = (
     "; ".join(f"{t.name}: {', '.join(t.precisions)}" for t in TARGETS.values())
-    + "; the first is the default; auto: the fastest that holds --max-drop"
+    + "; the first is the default; auto: the fastest that holds --max-drop; repeatable, or comma separated"
 )
 MODE_HELP = "clip (whole clips) or stream (frame by frame, causal students only)"
 
@@ -167,6 +169,28 @@ def request(
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag}: not an option of the {target} target", f"nearest: --target {owner or target}")
     return Request(row, precision, mode, batch, dynamic_batch, **given)  # type: ignore[arg-type]
+
+
+def names(given: list[str]) -> list[str]:
+    """A repeatable option's values, each of which may be comma separated, once each."""
+    return list(dict.fromkeys(part.strip() for value in given for part in value.split(",")))
+
+
+def taken(
+    target: str, precision: str | None, options: dict[str, Any], all_targets: list[str], all_precisions: Sequence[str | None]
+) -> dict[str, Any]:
+    """Those of the options that are given to this one of several combinations.
+
+    An option that no other combination has stays, so that `request` refuses it with its own words.
+    """
+
+    def has(name: str, one: str, which: str | None) -> bool:
+        return which in ("int8", AUTO) if name in ACCURACY_OPTIONS else one in TARGETS and name in TARGETS[one].options
+
+    def anywhere(name: str) -> bool:
+        return any(has(name, one, which) for one in all_targets for which in all_precisions)
+
+    return {name: value for name, value in options.items() if has(name, target, precision) or not anywhere(name)}
 
 
 def check_needs(row: Target, precision: str) -> None:
