@@ -133,8 +133,14 @@ def export(
         float | None,
         typer.Option(min=0, metavar="POINTS", help="int8, auto: top-1 that it may cost on the validation clips. [1]"),
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Export nothing: the table of what can be exported.")] = False,
 ) -> None:
     """Strip the training-only branches, trace, build, verify on real clips."""
+    if markdown:
+        from dtkd_edge.export.support import support_table
+
+        typer.echo(support_table(), nl=False)
+        return
     from dtkd_edge.export.several import export_each
 
     export_each(
