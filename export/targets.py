@@ -22,9 +22,9 @@ IR_VERSION = 8  # the file format that belongs to opset 18; a newer one shuts ou
 # How a cell of the support table was proven.
 HOW = {
     "run": "the tests export it, verify it against float32 torch and run it on such a device",
-    "bindings": "no such device was at hand. The tests run the engine's graph with ONNX Runtime, hold it against the operators that TensorRT's "
-    "parser takes, and hold builder and runner against the real Python bindings of TensorRT 10.3, 10.16 and 11.4 over stub libraries; "
-    "`pytest -m gpu` builds and verifies engines on a machine that has TensorRT",
+    "bindings": "no such device was at hand. The tests run the engine's graph with ONNX Runtime, hold it against the operators "
+    "that TensorRT's parser takes, and hold builder and runner against the real Python bindings of TensorRT 10.3, 10.16 and 11.4 "
+    "over stub libraries; `pytest -m gpu` builds and verifies engines on a machine that has TensorRT",
     "not run": "the same file, by the same runtime with another `--device`; nobody has run it there for this project",
 }
 
