@@ -34,10 +34,10 @@ def spoil(model: VideoModel, blocks: int) -> VideoModel:
     found = [m for m in model.modules() if hasattr(m, "depth")]
     with torch.no_grad():
         for block in found[:blocks]:
-            norm, depth = block.expand.net[1], block.depth[0]
+            norm, project = block.depth[1], block.project[0]  # a ReLU between them leaves scales alone
             norm.weight[0] *= WORST
             norm.bias[0] *= WORST
-            depth.weight[0] /= WORST
+            project.weight[:, 0] /= WORST
     return model
 
 
@@ -51,7 +51,7 @@ def teach(model: VideoModel, frames: np.ndarray, labels: np.ndarray) -> None:
         bias.copy_(-0.5 * (means.square().sum(1) - features.mean(0).square().sum()))
 
 
-def quantizer(folder: Path, blocks: int, max_drop: float) -> tuple[Int8, onnx.ModelProto, Backend]:
+def quantizer(folder: Path, blocks: int, max_drop: float, target: str = "onnx") -> tuple[Int8, onnx.ModelProto, Backend]:
     """Eight patterns of colours under noise, which the float32 network tells apart; a third of the clips to calibrate on."""
     rng = np.random.default_rng(0)
     labels = np.arange(96) % 8
@@ -63,8 +63,10 @@ def quantizer(folder: Path, blocks: int, max_drop: float) -> tuple[Int8, onnx.Mo
     spoil(model, blocks)
     card = make_card(model, LABELS)
     proto = graph.to_onnx(model, card, folder / "model.onnx")
-    manifest = command._manifest(folder, model, card, targets.request("onnx", "int8"))
-    backend = open_backend(unfinished(folder, manifest.model_copy(update={"precision": "fp32"})), device="cpu", threads=1)
+    manifest = command._manifest(folder, model, card, targets.request(target, "int8"))
+    backend = open_backend(
+        unfinished(folder, manifest.model_copy(update={"precision": "fp32"}), target="onnx"), device="cpu", threads=1
+    )
     gate = Gate(frames[32:], {"action": labels[32:]}, max_drop, backend.run_clips(frames[32:]))
     return Int8(Calibration(frames[:32], 0, ""), gate, backend, manifest), proto, backend
 
@@ -90,7 +92,7 @@ def test_the_layers_that_cost_too_much_are_left_out_and_named(tmp_path: Path) ->
 def test_openvino_leaves_them_out_too(tmp_path: Path) -> None:
     from dtkd_edge.export import openvino
 
-    int8, _, backend = quantizer(tmp_path, blocks=1, max_drop=20)
+    int8, _, backend = quantizer(tmp_path, blocks=1, max_drop=20, target="openvino")
     with backend:
         int8.openvino(openvino.convert(tmp_path / "model.onnx"))
     made, part = int8.manifest.quantization, int8.manifest.accuracy
