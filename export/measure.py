@@ -118,7 +118,7 @@ def line(row: Row) -> str:
     low, high = row.ms_spread
     words = [f"{row.artifact:24s} {row.effective_precision:10s} {row.ms:8.2f} ms ({low:.2f}–{high:.2f})"]
     if row.ratio_to != row.artifact:
-        sign = "of" if "stream" in row.artifact else "× faster than"
+        sign = "of the time of" if "stream" in row.artifact else "× the speed of"
         words.append(f"{row.ratio:.3f} ({row.ratio_spread[0]:.3f}–{row.ratio_spread[1]:.3f}) {sign} {row.ratio_to}")
     if row.accuracy:
         part = row.accuracy

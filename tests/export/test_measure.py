@@ -32,16 +32,16 @@ def test_everybody_has_as_many_turns_in_an_order_that_rotates() -> None:
 
 
 @pytest.mark.slow
-def test_a_causal_run_in_two_modes_and_precisions(causal: Path, tmp_path: Path) -> None:
+def test_a_causal_run_in_two_modes(causal: Path, tmp_path: Path) -> None:
     export(causal, target="openvino")  # is there already: not exported again
-    command = [sys.executable, "-m", "dtkd_edge.export.measure", str(causal), "--precision", "fp32,fp16", "--mode", "clip,stream"]
+    command = [sys.executable, "-m", "dtkd_edge.export.measure", str(causal), "--precision", "fp32", "--mode", "clip,stream"]
     done = subprocess.run([*command, "--rounds", "3", "--json", "-"], capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(text) for text in done.stdout.splitlines()]
-    base, half, stream, _ = rows
-    assert [row["artifact"] for row in rows] == ["openvino-fp32", "openvino-fp16", "openvino-fp32-stream", "openvino-fp16-stream"]
+    base, stream = rows
+    assert [row["artifact"] for row in rows] == ["openvino-fp32", "openvino-fp32-stream"]
     assert base["export_seconds"] is None and stream["export_seconds"] > 0 and stream["export_peak_mb"] > 50
-    assert base["ratio"] == 1 and base["accuracy"] is None and half["accuracy"]["clips"] == 6
+    assert base["ratio"] == 1 and base["accuracy"] is None and stream["accuracy"]["clips"] == 6
     assert stream["ratio_to"] == "openvino-fp32"
     assert stream["accuracy"]["drop"] == 0  # the last frame's logits are the clip's
     for row in rows:
