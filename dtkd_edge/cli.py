@@ -125,8 +125,8 @@ def export(
     run: Annotated[
         Path | None, typer.Argument(help="A run, or an artefact to verify or build. [default: the newest run]")
     ] = None,
-    target: Annotated[str, typer.Option(help=TARGET_HELP)] = "onnx",
-    precision: Annotated[str | None, typer.Option(help=PRECISION_HELP)] = None,
+    target: Annotated[list[str] | None, typer.Option(help=TARGET_HELP)] = None,
+    precision: Annotated[list[str] | None, typer.Option(help=PRECISION_HELP)] = None,
     mode: Annotated[str, typer.Option(help=MODE_HELP)] = "clip",
     batch: Annotated[int, typer.Option(help="Clips per inference.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Any number of clips per inference.")] = False,
@@ -143,11 +143,17 @@ def export(
         float | None,
         typer.Option(min=0, metavar="POINTS", help="int8, auto: top-1 that it may cost on the validation clips. [1]"),
     ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Export nothing: the table of what can be exported.")] = False,
 ) -> None:
     """Strip the training-only branches, trace, build, verify on real clips."""
-    from dtkd_edge.export.command import export as call
+    if markdown:
+        from dtkd_edge.export.support import support_table
 
-    call(
+        typer.echo(support_table(), nl=False)
+        return
+    from dtkd_edge.export.several import export_each
+
+    export_each(
         run, target=target, precision=precision, mode=mode, batch=batch, dynamic_batch=dynamic_batch, out=out, clips=clips,
         overrides=set_ or [], verify_only=verify_only, workspace=workspace, optimization_level=optimization_level,
         calibration_clips=calibration_clips, max_drop=max_drop,

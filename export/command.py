@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dtkd_edge import __version__
 from dtkd_edge.artifact import (
     MANIFEST,
+    AccuracyPart,
     Artifact,
     BuiltFrom,
     InputPart,
@@ -215,7 +216,7 @@ def _export_run(
             quantizer = Int8(calibration, gate, reference, manifest) if calibration and gate else None
             _write(float32, card, request, aside, manifest, quantizer)
         golden.save(aside / verify.GOLDEN)
-        part, ms, manifest.effective_precision = _verify_here(
+        part, ms, manifest.effective_precision, manifest.accuracy = _verify_here(
             unfinished(aside, manifest), model, golden, request, float32, None if int8 else gate
         )
         manifest.verify = part
@@ -319,8 +320,8 @@ def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request) -
 
 def _verify_here(
     artifact: Artifact, model: VideoModel, golden: verify.Golden, request: Request, float32: Artifact, gate: Gate | None
-) -> tuple[VerifyPart, Ms, str]:
-    """Compare and time on this machine → the result, latencies, the precision that it really ran in.
+) -> tuple[VerifyPart, Ms, str, AccuracyPart | None]:
+    """Compare and time on this machine → the result, latencies, the precision that it really ran in, the gate's word.
 
     An engine-ready graph has no engine yet: ONNX Runtime stands in for it.
     """
@@ -336,12 +337,11 @@ def _verify_here(
         part = verify.compare(backend, golden, request.precision, reference=reference)
         if request.precision == "int8" and part.max_abs < verify.UNUSABLE:
             part.tolerance = verify.DRIFT * part.max_abs  # for --verify-only elsewhere
-        if gate:
-            manifest.accuracy = gate.measure(backend)
-        if manifest.accuracy:
-            part.passed = part.passed and manifest.accuracy.passed
+        lost = gate.measure(backend) if gate else manifest.accuracy
+        if lost:
+            part.passed = part.passed and lost.passed
         if request.target.name == "tensorrt":
-            return part, {}, request.precision  # the engine computes in the types of the graph
+            return part, {}, request.precision, lost  # the engine computes in the types of the graph
         frames = golden.frames[[i % len(golden.frames) for i in range(request.batch)]]
         runs = {"here": verify.one_call(backend), "torch": verify.reference_run(model)}
         with ExitStack() as stack, graph.one_thread():
@@ -349,7 +349,7 @@ def _verify_here(
                 runs["fp32"] = verify.one_call(stack.enter_context(_open_float32(float32, request)))
             ms = dict(zip(runs, verify.latency(list(runs.values()), frames), strict=True))
         part.speedup = ms["torch"] / ms["here"]
-        return part, ms, backend.effective_precision
+        return part, ms, backend.effective_precision, lost
 
 
 def _open_float32(float32: Artifact, request: Request) -> Backend:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dtkd_edge.errors import MissingDependency, UsageError
 
@@ -17,12 +19,24 @@ OPSET = (
 IR_VERSION = 8  # the file format that belongs to opset 18; a newer one shuts out older runtimes for nothing
 
 
+# How a cell of the support table was proven.
+HOW = {
+    "run": "the tests export it, verify it against float32 torch and run it on such a device",
+    "bindings": "no such device was at hand. The tests run the engine's graph with ONNX Runtime, hold it against the operators "
+    "that TensorRT's parser takes, and hold builder and runner against the real Python bindings of TensorRT 10.3, 10.16 and 11.4 "
+    "over stub libraries; `pytest -m gpu` builds and verifies engines on a machine that has TensorRT",
+    "not run": "the same file, by the same runtime with another `--device`; nobody has run it there for this project",
+}
+
+
 @dataclass(frozen=True)
 class Target:
     """One row.
 
-    precisions: legal ones, the default first      needs: Python module → the extra that brings it
-    checked:    how a cell was proven where the project's own tests cannot run it on the real device
+    precisions: legal ones, the default first
+    devices:    those that run it → how that was proven, one of HOW
+    needs:      Python module → the extra that brings it, for making an artefact
+    runtime:    what a machine needs to run one
     """
 
     name: str
@@ -30,11 +44,11 @@ class Target:
     files: tuple[str, ...]
     precisions: tuple[str, ...]
     modes: tuple[str, ...]
-    devices: tuple[str, ...]
+    devices: dict[str, str]
     needs: dict[str, str]
+    runtime: str
     dynamic_batch: bool
     options: tuple[str, ...] = ()
-    checked: str = "run and verified by the tests"
     int8_needs: dict[str, str] = field(default_factory=dict)  # as `needs`, of the int8 precision alone
     auto: bool = True  # --precision auto: the artefacts run where they are made, so that they can be timed
 
@@ -52,8 +66,9 @@ TARGETS: dict[str, Target] = {
             files=("model.onnx",),
             precisions=("fp32", "fp16", "int8"),
             modes=("clip", "stream"),
-            devices=("cpu", "cuda"),
+            devices={"cpu": "run", "cuda": "not run"},
             needs={"onnxruntime": ""},
+            runtime="base install",
             dynamic_batch=True,
         ),
         Target(
@@ -62,8 +77,9 @@ TARGETS: dict[str, Target] = {
             files=("model.xml", "model.bin"),
             precisions=("fp32", "bf16", "fp16", "int8"),
             modes=("clip", "stream"),
-            devices=("cpu", "gpu", "npu"),
+            devices={"cpu": "run", "gpu": "not run", "npu": "not run"},
             needs={"openvino": "openvino"},
+            runtime="`openvino`",
             dynamic_batch=True,
             int8_needs={"nncf": "int8"},
         ),
@@ -73,12 +89,12 @@ TARGETS: dict[str, Target] = {
             files=("model.onnx", "model.engine"),
             precisions=("fp16", "fp32", "int8"),
             modes=("clip", "stream"),
-            devices=("cuda", "jetson"),
+            devices={"cuda": "bindings", "jetson": "bindings"},
+            runtime="`tensorrt`; on a Jetson JetPack's",
             needs={},  # without TensorRT the engine-ready ONNX is still written; the engine is built on the device
             dynamic_batch=False,
             options=("workspace", "optimization_level"),
             auto=False,
-            checked="graph: ONNX Runtime and a list of TensorRT's operators; builder: the real bindings' names and signatures",
         ),
     )
 }
@@ -89,10 +105,10 @@ AUTO = "auto"
 ACCURACY_OPTIONS = ("calibration_clips", "max_drop")
 
 # The command line's help, out of the table.
-TARGET_HELP = ", ".join(TARGETS)
+TARGET_HELP = ", ".join(TARGETS) + "; repeatable, or comma separated. [default: onnx]"
 PRECISION_HELP = (
     "; ".join(f"{t.name}: {', '.join(t.precisions)}" for t in TARGETS.values())
-    + "; the first is the default; auto: the fastest that holds --max-drop"
+    + "; the first is the default; auto: the fastest that holds --max-drop; repeatable, or comma separated"
 )
 MODE_HELP = "clip (whole clips) or stream (frame by frame, causal students only)"
 
@@ -169,6 +185,28 @@ def request(
     return Request(row, precision, mode, batch, dynamic_batch, **given)  # type: ignore[arg-type]
 
 
+def names(given: list[str]) -> list[str]:
+    """A repeatable option's values, each of which may be comma separated, once each."""
+    return list(dict.fromkeys(part.strip() for value in given for part in value.split(",")))
+
+
+def taken(
+    target: str, precision: str | None, options: dict[str, Any], all_targets: list[str], all_precisions: Sequence[str | None]
+) -> dict[str, Any]:
+    """Those of the options that are given to this one of several combinations.
+
+    An option that no other combination has stays, so that `request` refuses it with its own words.
+    """
+
+    def has(name: str, one: str, which: str | None) -> bool:
+        return which in ("int8", AUTO) if name in ACCURACY_OPTIONS else one in TARGETS and name in TARGETS[one].options
+
+    def anywhere(name: str) -> bool:
+        return any(has(name, one, which) for one in all_targets for which in all_precisions)
+
+    return {name: value for name, value in options.items() if has(name, target, precision) or not anywhere(name)}
+
+
 def check_needs(row: Target, precision: str) -> None:
     """MissingDependency, with the install line, when a library of the target, or of the precision on it, is not here."""
     for module, extra in row.needs.items():
@@ -177,23 +215,6 @@ def check_needs(row: Target, precision: str) -> None:
     for module, extra in row.int8_needs.items() if precision == "int8" else ():
         if importlib.util.find_spec(module) is None:
             raise MissingDependency(f"--target {row.name} --precision int8 needs {module}, which is not installed", extra=extra)
-
-
-def support_table() -> str:
-    """The table as Markdown, for the docs."""
-    lines = ["| target | for | files | precisions | modes | devices | how it was checked |", "|---|---|---|---|---|---|---|"]
-    for t in TARGETS.values():
-        cells = (
-            t.name,
-            t.about,
-            ", ".join(t.files),
-            ", ".join(t.precisions),
-            ", ".join(t.modes),
-            ", ".join(t.devices),
-            t.checked,
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def _nearest_precision(asked: str, legal: tuple[str, ...]) -> str:

@@ -6,7 +6,6 @@ precision, which 11 removed, are never touched.
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from dtkd_edge.artifact import EngineKey
 from dtkd_edge.errors import DtkdEdgeError, MissingDependency
 from dtkd_edge.export.targets import Request
-from dtkd_edge.files import atomic_path
+from dtkd_edge.files import atomic_path, cache_folder
 
 OLDEST = (10, 3)
 
@@ -111,13 +110,12 @@ def parse_error(onnx_path: Path, errors: list[Any]) -> DtkdEdgeError:
 
 def cache_path(key: EngineKey) -> Path:
     """Timing caches are tied to a GPU and a TensorRT, as engines are."""
-    root = Path(os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge")
     name = (
         "-".join(["timing", key.gpu, key.compute_capability, key.tensorrt, platform.machine()])
         .replace(" ", "_")
         .replace("/", "_")
     )
-    return root / "tensorrt" / f"{name}.cache"
+    return cache_folder() / "tensorrt" / f"{name}.cache"
 
 
 def _load_cache(config: Any, path: Path | None) -> Any:

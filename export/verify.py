@@ -39,6 +39,7 @@ TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-1, "int8": float("inf")}
 AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.95, "int8": 0.0}
 
 DRIFT = 2.0
+SECONDS = 1.5  # that each latency of the verdict is measured for
 
 # The error of an output that is missing, of another shape or not finite (JSON has no infinity).
 UNUSABLE = 1e30
@@ -147,13 +148,13 @@ def compare(
     return part
 
 
-def latency(runs: list[Run], frames: NDArray[np.uint8], seconds: float = 1.5) -> list[float]:
+def latency(runs: list[Run], frames: NDArray[np.uint8]) -> list[float]:
     """Median milliseconds of each. Short blocks in turns, so that a busy machine slows all of them alike; a block's first call,
     which pays for cold caches and for the other's threads that still spin, does not count."""
     for run in runs:
         run(frames)
     times: list[list[float]] = [[] for _ in runs]
-    end = time.perf_counter() + seconds * len(runs)
+    end = time.perf_counter() + SECONDS * len(runs)
     while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 60):
         for run, taken in zip(runs, times, strict=True):
             run(frames)

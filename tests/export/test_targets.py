@@ -1,10 +1,12 @@
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 
 from dtkd_edge.errors import UsageError
-from dtkd_edge.export.targets import TARGETS, request, support_table
+from dtkd_edge.export.support import support_table
+from dtkd_edge.export.targets import HOW, TARGETS, request
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MODES = ("clip", "stream")
@@ -55,11 +57,21 @@ def test_the_help_names_every_target() -> None:
     assert all(name in text for name in TARGETS)
 
 
-def test_the_readme_has_the_table() -> None:
-    readme = Path(__file__).parents[2] / "export" / "README.md"
-    assert support_table() in readme.read_text(encoding="utf-8")
+def test_the_page_in_docs_has_the_table() -> None:
+    from typer.testing import CliRunner
+
+    from dtkd_edge.cli import app
+
+    page = Path(__file__).parents[2] / "docs" / "export.md"
+    table = CliRunner().invoke(app, ["export", "--markdown"]).stdout
+    assert table == support_table()
+    assert table in page.read_text(encoding="utf-8"), "put the output of `dtkd-edge export --markdown` into docs/export.md"
 
 
-def test_support_table_has_a_row_for_each() -> None:
-    rows = support_table().splitlines()[2:]
-    assert [row.split("|")[1].strip() for row in rows] == list(TARGETS)
+def test_the_support_table_has_a_row_for_each_and_explains_its_words() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in support_table().splitlines() if line.startswith("|")][2:]
+    assert [(row[0], row[2].partition(" ")[0]) for row in rows] == [(t.name, p) for t in TARGETS.values() for p in t.precisions]
+    assert all(how in HOW for t in TARGETS.values() for how in t.devices.values())
+    extras = {extra for row in rows for extra in re.findall(r"`(\w+)`", row[-1] + row[-2])}
+    with (Path(__file__).parents[2] / "pyproject.toml").open(encoding="utf-8") as lines:
+        assert extras <= {line.partition(" =")[0].strip() for line in lines}

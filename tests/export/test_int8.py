@@ -1,0 +1,173 @@
+"""int8 and its accuracy gate, on networks that quantise well, and on ones that on purpose do not: in one block, or in all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_runs import CLASSES, make_card, write_run
+
+from dtkd_edge.artifact import Artifact, unfinished
+from dtkd_edge.deploy.backends import Backend, open_backend
+from dtkd_edge.errors import DataError, UsageError, VerificationError
+from dtkd_edge.export import command, graph, targets, verify
+from dtkd_edge.export.accuracy import Gate, paired
+from dtkd_edge.export.clips import Calibration
+from dtkd_edge.export.command import export
+from dtkd_edge.export.int8 import Int8
+from dtkd_edge.models import VideoModel, create_model
+from dtkd_edge.models.base import fit_clip
+from dtkd_edge.models.saved import load_model, save_model
+from dtkd_edge.video import read_input
+
+LABELS = {"action": [f"class {i}" for i in range(8)]}
+SIZE, WORST = 32, 3e4
+
+
+def spoil(model: VideoModel, blocks: int) -> VideoModel:
+    """The same function, but in the first `blocks` blocks one channel between two convolutions is WORST times too large, so that
+    the others are all rounded to zero in int8 (one scale per tensor)."""
+    found = [m for m in model.modules() if hasattr(m, "depth")]
+    with torch.no_grad():
+        for block in found[:blocks]:
+            norm, project = block.depth[1], block.project[0]  # a ReLU between them leaves scales alone
+            norm.weight[0] *= WORST
+            norm.bias[0] *= WORST
+            project.weight[:, 0] /= WORST
+    return model
+
+
+def teach(model: VideoModel, frames: np.ndarray, labels: np.ndarray) -> None:
+    """The head becomes the nearest class mean of the features: what a training reaches with clips that are easily told apart."""
+    with torch.no_grad():
+        features = model.forward_features(fit_clip(torch.from_numpy(frames), model.info))[model.info.last_tap].mean((2, 3, 4))
+        means = torch.stack([features[torch.from_numpy(labels) == k].mean(0) for k in range(labels.max() + 1)])
+        weight, bias = model.head_parameters()
+        weight.copy_(means - features.mean(0))
+        bias.copy_(-0.5 * (means.square().sum(1) - features.mean(0).square().sum()))
+
+
+def quantizer(folder: Path, blocks: int, max_drop: float, target: str = "onnx") -> tuple[Int8, onnx.ModelProto, Backend]:
+    """Eight patterns of colours under noise, which the float32 network tells apart; a third of the clips to calibrate on."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 8
+    patterns = rng.integers(40, 216, (8, 1, 2, 2, 3)).repeat(SIZE // 2, 2).repeat(SIZE // 2, 3)
+    frames = (patterns[labels] + rng.integers(-30, 31, (96, 8, SIZE, SIZE, 3))).astype(np.uint8)
+    torch.manual_seed(0)
+    model = create_model("tsm_tiny", {"action": 8}, size=SIZE).eval()
+    teach(model, frames, labels)
+    spoil(model, blocks)
+    card = make_card(model, LABELS)
+    proto = graph.to_onnx(model, card, folder / "model.onnx")
+    manifest = command._manifest(folder, model, card, targets.request(target, "int8"))
+    backend = open_backend(
+        unfinished(folder, manifest.model_copy(update={"precision": "fp32"}), target="onnx"), device="cpu", threads=1
+    )
+    gate = Gate(frames[32:], {"action": labels[32:]}, max_drop, backend.run_clips(frames[32:]))
+    return Int8(Calibration(frames[:32], 0, ""), gate, backend, manifest), proto, backend
+
+
+def test_the_layers_that_cost_too_much_are_left_out_and_named(tmp_path: Path) -> None:
+    int8, proto, backend = quantizer(tmp_path, blocks=1, max_drop=20)
+    with backend:
+        quantized = int8.onnx(proto)
+        made, part = int8.manifest.quantization, int8.manifest.accuracy
+        int8.gate.max_drop = 100  # the same again, with a gate that lets everything through
+        int8.onnx(proto)
+        assert int8.manifest.accuracy is not None and int8.manifest.accuracy.drop > 20  # needed, and what it bought
+    assert made is not None and part is not None and part.passed and part.top1_reference == 1
+    layers = [node.name for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert 0 < len(made.kept) <= len(layers) // 2 and set(made.kept) <= set(layers)
+    makers = {name: node.op_type for node in quantized.graph.node for name in node.output}
+    for node in quantized.graph.node:
+        if node.op_type == "Conv":
+            assert (makers.get(node.input[1]) == "DequantizeLinear") == (node.name not in made.kept)
+
+
+@pytest.mark.slow
+def test_openvino_leaves_them_out_too(tmp_path: Path) -> None:
+    from dtkd_edge.export import openvino
+
+    int8, _, backend = quantizer(tmp_path, blocks=1, max_drop=20, target="openvino")
+    with backend:
+        int8.openvino(openvino.convert(tmp_path / "model.onnx"))
+    made, part = int8.manifest.quantization, int8.manifest.accuracy
+    assert made is not None and part is not None
+    assert part.passed and 0 < len(made.kept) < made.layers
+
+
+def test_a_network_that_quantises_well_stays_whole(tmp_path: Path) -> None:
+    int8, proto, backend = quantizer(tmp_path, blocks=0, max_drop=1)
+    with backend:
+        int8.onnx(proto)
+    assert int8.manifest.accuracy is not None and int8.manifest.accuracy.passed
+    assert int8.manifest.quantization is not None and int8.manifest.quantization.kept == []
+
+
+@pytest.fixture(scope="module")
+def spoiled(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the shared videos, labelled by what its float32 network says of them; int8 makes it lose nearly all of that."""
+    data = shutil.copytree(videos, tmp_path_factory.mktemp("labelled") / "videos")
+    folder = write_run(tmp_path_factory.mktemp("runs") / "spoiled", data)
+    model, card = load_model(folder / "student")
+    paths = sorted(data.rglob("*.mp4"))
+    margin = np.diff(verify.reference_run(model)(np.concatenate([read_input(p, card.preprocess) for p in paths]))["action"])[:, 0]
+    with torch.no_grad():
+        list(model.head_parameters())[1][0] += float(np.median(margin))
+    save_model(folder / "student", spoil(model, 99), card)
+    lines = [f"{p.relative_to(data)},{CLASSES[int(m > np.median(margin))]}\n" for p, m in zip(paths, margin, strict=True)]
+    for name in ("train.csv", "val.csv"):
+        (data / name).write_text("path,label\n" + "".join(lines))
+    return folder
+
+
+def test_a_gate_that_nothing_saves_is_exit_5_and_the_artefact_is_kept_and_marked(spoiled: Path) -> None:
+    with pytest.raises(VerificationError, match=r"top-1 drops by .* points on 38 clips, 5 are allowed") as caught:
+        export(spoiled, precision="int8", max_drop=5)
+    assert caught.value.exit_code == 5 and "--max-drop" in caught.value.hint
+    kept = Artifact.open(spoiled / "export" / "onnx-int8").manifest
+    assert kept.verify is not None and not kept.verify.passed
+    assert kept.accuracy is not None and kept.accuracy.drop > 5 and kept.accuracy.top1_reference == 1
+
+
+def test_auto_leaves_out_what_fails_the_gate_and_names_the_fastest(spoiled: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = export(spoiled, precision="auto", max_drop=5)
+    manifest = Artifact.open(folder).manifest
+    assert manifest.accuracy is not None and manifest.accuracy.passed
+    words = capsys.readouterr().err
+    assert "int8: left out: " in words
+    assert "fp32: " in words and "points from float32's (100.0% → 100.0%" in words  # the gate's word is said of floats too
+    assert f"fastest that holds the gate: {manifest.effective_precision}, {folder}" in words
+
+
+def test_too_few_calibration_clips(spoiled: Path, tmp_path: Path) -> None:
+    lines = (spoiled / "recipe.yaml").read_text()
+    root = Path(lines.partition("root: ")[2].partition("}")[0])
+    few = shutil.copytree(root, tmp_path / "few")
+    (few / "train.csv").write_text("".join((root / "train.csv").read_text().splitlines(keepends=True)[:20]))
+    with pytest.raises(DataError, match=f"19 usable training clips in {few}, calibration needs 32 or more") as caught:
+        export(spoiled, precision="int8", out=tmp_path / "out", overrides=[f"data.root={few}"])
+    assert "--set data.root" in caught.value.hint and not (tmp_path / "out").exists()
+
+
+def test_a_float_precision_is_neither_calibrated_nor_gated(run: Path) -> None:
+    with pytest.raises(UsageError, match="--max-drop: fp32 is neither"):
+        export(run, max_drop=1)
+
+
+def test_paired_drop_by_hand() -> None:
+    """10 clips; float32 is right on 8; int8 loses 3 of those and wins 1 of the others: 2 points in 10, from 4 differing clips."""
+    labels = np.zeros(10, np.int64)
+    before = np.eye(2, dtype=np.float32)[[0] * 8 + [1] * 2]
+    after = np.eye(2, dtype=np.float32)[[1] * 3 + [0] * 5 + [0] + [1]]
+    part = paired({"action": labels}, {"action": before}, {"action": after}, 1.0)
+    assert (part.top1_reference, part.top1, part.clips) == (0.8, 0.6, 10)
+    assert part.drop == pytest.approx(20) and not part.passed
+    lost = np.array([1] * 3 + [0] * 5 + [-1, 0])
+    assert part.stderr == pytest.approx(100 * lost.std(ddof=1) / 10**0.5)
+    after[0] = np.nan
+    assert paired({"action": labels}, {"action": before}, {"action": after}, 1.0).top1 == 0.6
