@@ -1,6 +1,7 @@
 """What distillation costs beside the networks themselves: one training step, and one with stored teacher outputs.
 
     python -m dtkd_edge.train.step_cost [RECIPE] [--set A.B=V] [--steps 20] [--device auto] [--classes 8] [--json FILE]
+        [--cpu-time]
 
 With the student, teachers, batch size and precision of the recipe (weights do not matter), on random frames in memory:
 
@@ -8,6 +9,8 @@ With the student, teachers, batch size and precision of the recipe (weights do n
     teacher   forward alone, without graph, of either one
     step      the method's whole step, teachers asked
     cached    the same with the teachers' outputs given, as from the teacher cache
+
+--cpu-time counts this process's time on one CPU thread instead of the clock's: what else runs on the machine then matters less.
 
 All take turns, so that a busy machine slows them alike; a turn gives one ratio, printed are the median and the middle half.
 """
@@ -32,7 +35,9 @@ from dtkd_edge.train.phases import channels_last
 from dtkd_edge.train.schedule import make_optimizer
 
 
-def measure(recipe: Recipe, engine: Engine, steps: int, classes: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+def measure(
+    recipe: Recipe, engine: Engine, steps: int, classes: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of every turn, by name; bytes of a clip as the device receives it, and of what the teacher cache keeps of it."""
 
     def build(config: ModelConfig) -> VideoModel:
@@ -81,12 +86,12 @@ def measure(recipe: Recipe, engine: Engine, steps: int, classes: int) -> tuple[d
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(steps + 3):
         for name in turns if number % 2 else reversed(turns):
-            began = time.perf_counter()
+            began = clock()
             turns[name]()
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             if number >= 3:  # the first ones warm up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     said = [value for output in everything.teach(frames[:2]).values() for value in (output.features, *output.logits.values())]
     sizes = {"clip": frames[0].numel(), "stored": sum(2 * value[0].numel() + 4 for value in said)}
     return seconds, sizes
@@ -100,10 +105,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--classes", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the medians there, for dtkd_edge.train.budget")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, on one thread, instead of the clock's")
     options = parser.parse_args()
     recipe = recipes.load(options.recipe, options.overrides)
-    engine = Engine(options.device, recipe.precision)
-    measured, sizes = measure(recipe, engine, options.steps, options.classes)
+    if options.cpu_time:
+        torch.set_num_threads(1)
+    engine = Engine("cpu" if options.cpu_time else options.device, recipe.precision)
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    measured, sizes = measure(recipe, engine, options.steps, options.classes, clock)
     seconds = {name: np.array(values) for name, values in measured.items()}
     print(
         f"{recipe.name}, {recipe.distill.method}: batches of {recipe.train.batch_size}, {recipe.precision}, {engine.device.type}"
@@ -135,7 +144,7 @@ def main() -> None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads"
+    return f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 if __name__ == "__main__":

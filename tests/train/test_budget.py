@@ -46,11 +46,11 @@ def test_a_step_is_measured_and_made_into_a_table(
 ) -> None:
     file = tmp_path / "cost.json"
     sets = [part for override in small for part in ("--set", override)]
-    monkeypatch.setattr(sys, "argv", ["step_cost", "quickstart", *sets, "--steps", "1", "--json", str(file)])
+    monkeypatch.setattr(sys, "argv", ["step_cost", "quickstart", *sets, "--steps", "1", "--json", str(file), "--cpu-time"])
     step_cost.main()
     assert "cached / student" in capsys.readouterr().out
     cost, where = read_cost(file)
-    assert min(cost.student, cost.teachers, cost.step, cost.cached) > 0 and "CPU threads" in where
+    assert min(cost.student, cost.teachers, cost.step, cost.cached) > 0 and "1 CPU thread" in where
     told = json.loads(file.read_text())
     assert told["clip"] == cost.clip and cost.clip % 3 == 0
     arguments = ["budget", str(file), "--clips", "1000", "--epochs", "10", "--devices", "1,8", "--decode-ms", "20"]
