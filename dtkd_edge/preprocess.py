@@ -6,6 +6,7 @@ live inside the exported graph, so that no user can get them wrong. No torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -47,15 +48,77 @@ class Sampling(BaseModel):
                 offsets = (np.arange(views) + 0.5) / views
                 where = edges[None, :-1] + offsets[:, None] * np.diff(edges)[None]
             return np.clip(np.floor(where), 0, total - 1).astype(np.int64)
-        step = self.stride * (fps / self.fps if self.fps and fps else 1.0)
-        span = (self.frames - 1) * step
-        room = max(total - 1 - span, 0.0)
+        room = max(total - 1 - self.span(fps), 0.0)
         if rng is not None:
             starts = np.array([rng.random() * room])
         else:
             starts = np.array([room / 2]) if views == 1 else np.linspace(0, room, views)
-        where = starts[:, None] + np.arange(self.frames)[None] * step
-        return np.clip(np.rint(where), 0, total - 1).astype(np.int64)
+        return self._from(starts, total, fps)
+
+    def span(self, fps: float | None = None) -> float:
+        """From a dense clip's first frame to its last, in frames of a video of that rate."""
+        return (self.frames - 1) * self._step(fps)
+
+    def around(self, middle: float, total: int, fps: float | None = None) -> NDArray[np.int64]:
+        """Frame numbers `[frames]` of a dense clip about that frame, moved where it would begin or end outside the video."""
+        span = self.span(fps)
+        start = min(max(middle - span / 2, 0.0), max(total - 1 - span, 0.0))
+        return self._from(np.array([start]), total, fps)[0]
+
+    def _step(self, fps: float | None) -> float:
+        return self.stride * (fps / self.fps if self.fps and fps else 1.0)
+
+    def _from(self, starts: NDArray[np.float64], total: int, fps: float | None) -> NDArray[np.int64]:
+        where = starts[:, None] + np.arange(self.frames)[None] * self._step(fps)
+        # Halves go up, all of them: to the nearest even number they would make steps of 5 into steps of 4 and 6.
+        return np.clip(np.floor(where + 0.5), 0, total - 1).astype(np.int64)
+
+
+class JointSampling(BaseModel):
+    """Which frames of a video make one clip that several networks share.
+
+    uniform: as many as the longest of them reads; the others take theirs evenly out of these (`fit_clip`).
+    dense:   those of every network, one after the other, each with its own frames × stride about the same middle. The longest
+             of them is placed as if it were alone.
+
+    parts: the samplings that differ, in the order in which their frames come.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parts: tuple[Sampling, ...] = Field(..., min_length=1)
+
+    @classmethod
+    def of(cls, samplings: Iterable[Sampling]) -> JointSampling:
+        """For networks of these samplings, which are all of one kind and rate."""
+        wanted = tuple(dict.fromkeys(samplings))
+        if wanted[0].kind == "uniform":
+            return cls(parts=(max(wanted, key=lambda sampling: sampling.frames),))
+        return cls(parts=wanted)
+
+    @property
+    def frames(self) -> int:
+        return sum(part.frames for part in self.parts)
+
+    def indices(self, total: int, fps: float | None = None, *, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+        """Frame numbers `[frames]` in `0 … total-1`, which `picks` shares out; `rng` given means training."""
+        if len(self.parts) == 1:
+            return self.parts[0].indices(total, fps, rng=rng)[0]
+        longest, last = max(part.span(fps) for part in self.parts), total - 1
+        start = max(last - longest, 0.0) * (0.5 if rng is None else rng.random())
+        middle = start + min(longest, last) / 2
+        return np.concatenate([part.around(middle, total, fps) for part in self.parts])
+
+    def picks(self, frames: int, stride: int) -> slice:
+        """Where among `indices` a network of that frames × stride finds its own."""
+        if self.parts[0].kind == "uniform":
+            return slice(None)
+        start = 0
+        for part in self.parts:
+            if (part.frames, part.stride) == (frames, stride):
+                return slice(start, start + part.frames)
+            start += part.frames
+        raise ValueError(f"no network of {frames} × {stride} shares this clip")
 
 
 class Preprocess(BaseModel):

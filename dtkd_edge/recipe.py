@@ -58,7 +58,12 @@ class DataConfig(_Section):
     sampling: Literal["uniform", "dense"] = Field(
         "uniform", description="frames of a clip: spread over all of it (TSM), or `stride` apart (X3D, SlowFast, MViT)"
     )
-    stride: int = Field(1, ge=1, le=64, description="dense: frames from one to the next")
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="dense: frames from one to the next, for networks whose section says none; none: each as published",
+    )
     fps: float | None = Field(None, gt=0, description="dense: the rate that strides are counted at; none: the video's own")
     eval_crop: float = Field(1.0, gt=0.3, le=1.0, description="crop / short side at evaluation")
     workers: int | None = Field(None, ge=0, le=256, description="loader processes; none: chosen from the cores")
@@ -77,6 +82,12 @@ class DataConfig(_Section):
         if scheme.lower() not in ("http", "https"):
             raise ValueError(f"{scheme}:// is not read: expected a folder, or http:// or https://")
         return str(root)
+
+    @model_validator(mode="after")
+    def _only_dense_clips_have_a_stride(self) -> DataConfig:
+        if self.sampling == "uniform":
+            self.stride = None
+        return self
 
     @property
     def folder(self) -> Path | None:
@@ -144,15 +155,22 @@ class ModelConfig(_Section):
     model: str = Field(..., description="its name")
     weights: str = Field("none", description="none, a .safetensors or .pth file, torchvision, timm, hf-hub:OWNER/NAME")
     frames: int | None = Field(None, ge=1, le=512, description="of a clip; none: the model's own")
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="dense: frames from one to the next; none: data.stride, else what the model was published with",
+    )
     size: int | None = Field(None, ge=8, le=1024, description="pixels of a side; none: the model's own")
     options: dict[str, Any] = Field({}, description="what the model's constructor takes besides, such as {width: 28}")
 
     @field_validator("options")
     @classmethod
     def _own_keys_only(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for key in ("name", "model", "num_classes", "heads", "frames", "size"):
+        beside = ("frames", "stride", "size")
+        for key in ("name", "model", "num_classes", "heads", *beside):
             if key in options:
-                raise ValueError(f"{key} is no option of a model" + (": it stands beside options" * (key in ("frames", "size"))))
+                raise ValueError(f"{key} is no option of a model" + (": it stands beside options" * (key in beside)))
         return options
 
 
@@ -269,9 +287,18 @@ class Recipe(_Section):
             raise ValueError("augment.mixup and augment.cutmix make new pictures in every step: leave teachers.views out")
         return self
 
-    def preprocess(self, frames: int, size: int) -> Preprocess:
-        """What evaluation and deployment do for a model of that many frames and that size."""
-        sampling = Sampling(kind=self.data.sampling, frames=frames, stride=self.data.stride, fps=self.data.fps)
+    def stride(self, network: ModelConfig) -> int | None:
+        """Of a network's clips, where the recipe says it."""
+        return (network.stride or self.data.stride) if self.data.sampling == "dense" else None
+
+    def sampling(self, frames: int, stride: int) -> Sampling:
+        """How a network of that frames × stride samples a clip; the stride counts in dense sampling alone."""
+        dense = self.data.sampling == "dense"
+        return Sampling(kind=self.data.sampling, frames=frames, stride=stride if dense else 1, fps=self.data.fps)
+
+    def preprocess(self, frames: int, size: int, stride: int = 1) -> Preprocess:
+        """What evaluation and deployment do for a model of that many frames, that size and that stride."""
+        sampling = self.sampling(frames, stride)
         return Preprocess(resize_short=max(round(size / self.data.eval_crop), size), crop=size, sampling=sampling)
 
     def to_yaml(self) -> str:

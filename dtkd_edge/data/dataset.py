@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from dtkd_edge.data.augment import augment, shrink, working_side
 from dtkd_edge.data.catalogue import Catalogue, Clip
 from dtkd_edge.data.loader import Loader, make_loader
 from dtkd_edge.errors import VideoError
-from dtkd_edge.preprocess import Preprocess, Sampling
+from dtkd_edge.preprocess import JointSampling, Preprocess, Sampling
 from dtkd_edge.recipe import AugmentConfig
 from dtkd_edge.video import Source
 
@@ -62,6 +62,8 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
     draws a clip has, one per epoch in turn, where they are to come again (none: every epoch's is new). augment None:
     evaluation, exactly the deployed preprocessing `Preprocess(resize_short, crop=size, sampling)`.
 
+    sampling: of one network, or of all that share the clips; T is its `frames`.
+
     Training first scales large frames down to the short side that its smallest crop needs, whether they are then kept in
     memory or not: so the pixels do not depend on what happened to fit.
     """
@@ -70,7 +72,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self,
         catalogue: Catalogue,
         *,
-        sampling: Sampling,
+        sampling: Sampling | JointSampling,
         size: int,
         resize_short: int,
         augment: AugmentConfig | None,
@@ -80,7 +82,8 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         views: int | None = None,
     ) -> None:
         self.catalogue = catalogue
-        self.preprocess = Preprocess(resize_short=resize_short, crop=size, sampling=sampling)
+        self.sampling = sampling if isinstance(sampling, JointSampling) else JointSampling.of([sampling])
+        self.preprocess = Preprocess(resize_short=resize_short, crop=size, sampling=self.sampling.parts[0])
         self.augment = augment
         self.seed = seed
         self.views = views
@@ -99,7 +102,13 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def describe(self) -> dict[str, Any]:
         """All that the frames of an item depend on beside the clip and the view."""
         augment = None if self.augment is None else self.augment.model_dump(mode="json")
-        return {"preprocess": self.preprocess.model_dump(mode="json"), "augment": augment, "seed": self.seed}
+        others = [part.model_dump(mode="json") for part in self.sampling.parts[1:]]
+        return {
+            "preprocess": self.preprocess.model_dump(mode="json"),
+            "augment": augment,
+            "seed": self.seed,
+            **({"also": others} if others else {}),
+        }
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -129,7 +138,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 clip = self.catalogue[int(index)]
                 try:
                     video = clip.open()
-                    count = self.preprocess.sampling.frames if self.augment is None else video.span(clip.start, clip.end)[1]
+                    count = self.sampling.frames if self.augment is None else video.span(clip.start, clip.end)[1]
                     sizes.append(count * self._frame_bytes(video.read(np.zeros(1, np.int64))))
                 except VideoError:
                     continue
@@ -137,7 +146,8 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self._estimate
 
     def _key(self, clip: Clip) -> Hashable:
-        kind = self.preprocess if self.augment is None else working_side(self.preprocess.crop, self.augment)
+        evaluation = (self.preprocess, self.sampling)
+        kind = evaluation if self.augment is None else working_side(self.preprocess.crop, self.augment)
         return (clip.path, clip.start, clip.end, clip.frames, kind)
 
     def _frame_bytes(self, frames: Frames) -> int:
@@ -155,7 +165,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
             return kept.copy()
         video = clip.open()
         first, total = video.span(clip.start, clip.end)
-        numbers = first + self.preprocess.sampling.indices(total, video.fps)[0]
+        numbers = first + self.sampling.indices(total, video.fps)
         frames = video.read(numbers, self.preprocess.frame)
         if self.cache.room(frames.nbytes):
             self.cache.put(key, frames.copy(), frames.nbytes)
@@ -163,17 +173,16 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _train_frames(self, clip: Clip, index: int, epoch: int) -> Frames:
         assert self.augment is not None
-        size, sampling = self.preprocess.crop, self.preprocess.sampling
-        short = working_side(size, self.augment)
+        short = working_side(self.preprocess.crop, self.augment)
         rng = np.random.default_rng([self.seed, self.view(epoch), index])
         key = self._key(clip)
         kept: tuple[Frames, float] | None = self.cache.get(key)
         if kept is not None:
             frames, fps = kept
-            return augment(frames[sampling.indices(len(frames), fps, rng=rng)[0]], size, self.augment, rng)
+            return self._augmented(frames.__getitem__, self.sampling.indices(len(frames), fps, rng=rng), rng)
         video = clip.open()
         first, total = video.span(clip.start, clip.end)
-        numbers = sampling.indices(total, video.fps, rng=rng)[0]
+        numbers = self.sampling.indices(total, video.fps, rng=rng)
         if self._keeps(video, first, total):
             try:
                 frames = video.read(first + np.arange(total), partial(shrink, short=short))
@@ -181,8 +190,18 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 pass
             else:
                 self.cache.put(key, (frames, video.fps), frames.nbytes)
-                return augment(frames[numbers], size, self.augment, rng)
-        return augment(video.read(first + numbers, partial(shrink, short=short)), size, self.augment, rng)
+                return self._augmented(frames.__getitem__, numbers, rng)
+        return self._augmented(lambda wanted: video.read(first + wanted, partial(shrink, short=short)), numbers, rng)
+
+    def _augmented(
+        self, read: Callable[[NDArray[np.int64]], Frames], numbers: NDArray[np.int64], rng: np.random.Generator
+    ) -> Frames:
+        """Frames by number, under one draw; those that several networks read are cropped once."""
+        assert self.augment is not None
+        if len(self.sampling.parts) == 1:
+            return augment(read(numbers), self.preprocess.crop, self.augment, rng)
+        once, where = np.unique(numbers, return_inverse=True)
+        return augment(read(once), self.preprocess.crop, self.augment, rng)[where]
 
     def _keeps(self, video: Source, first: int, total: int) -> bool:
         """Whether to decode that part of the video whole and keep it. Not where only a small share of the set would fit:

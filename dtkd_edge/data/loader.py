@@ -79,7 +79,7 @@ class Loader:
         good = [item for item in items if "broken" not in item]
         if good and self.shard[1] > 1:  # ranks wait for each other: all need batches of the same size
             good = [good[i % len(good)] for i in range(len(items))]
-        crop, frames = self.dataset.preprocess.crop, self.dataset.preprocess.sampling.frames
+        crop, frames = self.dataset.preprocess.crop, self.dataset.sampling.frames
         none = torch.empty((0, frames, crop, crop, 3), dtype=torch.uint8)  # every clip of the batch is broken
         return {
             "frames": torch.stack([item["frames"] for item in good]) if good else none,

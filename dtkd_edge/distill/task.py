@@ -17,6 +17,7 @@ from dtkd_edge.distill.precision import full_precision
 from dtkd_edge.distill.ranks import gather_batch
 from dtkd_edge.errors import RecipeError, UsageError
 from dtkd_edge.models import VideoModel, fit_clip
+from dtkd_edge.preprocess import JointSampling
 from dtkd_edge.recipe import DistillConfig
 
 ORDER = ("cnn", "vit")  # of teachers wherever they stand in columns
@@ -51,10 +52,16 @@ class DistillationTask(nn.Module):
               `stages.`) is for training only.
     teachers: "cnn" and "vit", or those of them that the method reads. They are frozen here, stay in eval mode, move along with
               `.to()`, and are neither in `state_dict()` nor in `parameters()`.
+    sampling: what the networks share the frames by; none: each takes its number of frames evenly out of all.
     """
 
     def __init__(
-        self, student: VideoModel, teachers: Mapping[str, VideoModel], config: DistillConfig, label_smoothing: float = 0.0
+        self,
+        student: VideoModel,
+        teachers: Mapping[str, VideoModel],
+        config: DistillConfig,
+        label_smoothing: float = 0.0,
+        sampling: JointSampling | None = None,
     ) -> None:
         super().__init__()
         self.config = resolve(config)
@@ -62,6 +69,7 @@ class DistillationTask(nn.Module):
         self.weights = term_weights(config)
         self.needs_teachers = needed_teachers(config)
         self.label_smoothing = label_smoothing
+        self.sampling = sampling
         self.student = student
         self._teachers = {name: teachers[name] for name in ORDER if name in self.needs_teachers and name in teachers}
         self._check()
@@ -122,6 +130,12 @@ class DistillationTask(nn.Module):
         """Those that the method reads."""
         return self._teachers
 
+    def clips(self, frames: Tensor, network: VideoModel) -> Tensor:
+        """A network's own input `[B, 3, T', H', W']` out of the frames `[B, T, H, W, 3]` of all."""
+        if self.sampling is not None:
+            frames = frames[:, self.sampling.picks(network.info.frames, network.info.stride)]
+        return fit_clip(frames, network.info)
+
     @torch.no_grad()  # and not inference_mode: its tensors may not be saved for the student's backward
     def teach(self, frames: Tensor, only: Collection[str] = ORDER) -> dict[str, TeacherOutput]:
         """Outputs of the teachers that the method reads for uint8 RGB `[B, T, H, W, 3]`, under the ambient autocast."""
@@ -129,7 +143,7 @@ class DistillationTask(nn.Module):
         for name, teacher in self._teachers.items():
             if name not in only:
                 continue
-            features = teacher.forward_features(fit_clip(frames, teacher.info))
+            features = teacher.forward_features(self.clips(frames, teacher))
             tap = sdd.shrink_to_grid(features[teacher.info.last_tap].float(), self.config.branch.grid)
             taught[name] = TeacherOutput(teacher.forward_head(features), tap)
         return taught
@@ -157,7 +171,7 @@ class DistillationTask(nn.Module):
             taught = self.teach(frames)
         elif missing := self.needs_teachers - set(taught):
             raise UsageError(f"taught: no output of {', '.join(sorted(missing))}", f"method {self.config.method} reads it")
-        features = self.student.forward_features(fit_clip(frames, self.student.info))
+        features = self.student.forward_features(self.clips(frames, self.student))
         output = self.student.forward_head(features)
 
         terms, omega = self._logit_terms(features, output, labels, taught, shared)

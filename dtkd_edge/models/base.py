@@ -18,7 +18,7 @@ Layout = Callable[[Tensors], Tensors]  # a published file's tensors → the same
 class ModelInfo:
     """The input that a model was made for, and where its features can be tapped.
 
-    frames, stride, size: the default clip, T frames that are `stride` apart, size × size pixels
+    frames, stride, size: its clip, T frames that are `stride` apart (1: spread over all of a video), size × size pixels
     mean, std:            of RGB in [0, 1]
     taps:                 feature name → channels, shallow to deep; every tap is `[B, C, T', H', W']`
     """

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dtkd_edge.errors import DtkdEdgeError, RecipeError
 from dtkd_edge.models.base import Role, VideoModel
@@ -55,9 +55,11 @@ def create_model(
     *,
     frames: int | None = None,
     size: int | None = None,
+    stride: int | None = None,
     **options: object,
 ) -> VideoModel:
-    """Build a model. `num_classes`: one number (head `action`), or a number per head. `frames`, `size`: instead of its own."""
+    """Build a model. `num_classes`: one number (head `action`), or a number per head. `frames`, `size`, `stride`: instead of its
+    own."""
     heads = {"action": num_classes} if isinstance(num_classes, int) else dict(num_classes)
     known = {entry.name: entry for entry in entries()}
     entry = known.get(name)
@@ -68,7 +70,7 @@ def create_model(
         near = difflib.get_close_matches(name, known, 1)
         raise RecipeError(f"{name}: no model of that name", f"did you mean {near[0]}?" if near else "see: dtkd-edge models")
     try:
-        return entry.build(name, heads, frames=frames, size=size, **options)
+        model = entry.build(name, heads, frames=frames, size=size, **options)
     except DtkdEdgeError:
         raise
     except Exception as error:  # whatever a builder makes of sizes and options that do not go together
@@ -81,3 +83,6 @@ def create_model(
                 f"{name}: it has no option {unknown[1]}", "take it out of the model's options in the recipe"
             ) from error
         raise RecipeError(f"{name}: cannot be built with {said}: {reason}", "check the model's options in the recipe") from error
+    if stride is not None:
+        model.info = replace(model.info, stride=stride)
+    return model

@@ -70,7 +70,8 @@ def load_model(stem: Path) -> tuple[VideoModel, ModelCard]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not readable: {error}", "train the run again") from error
-    model = create_model(card.model, card.heads, frames=card.frames, size=card.size, **card.options)
+    stride = card.stride if card.preprocess.sampling.kind == "dense" else None
+    model = create_model(card.model, card.heads, frames=card.frames, size=card.size, stride=stride, **card.options)
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

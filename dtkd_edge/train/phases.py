@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -24,7 +24,7 @@ from dtkd_edge.models.base import VideoModel
 from dtkd_edge.models.registry import create_model
 from dtkd_edge.models.saved import ModelCard, load_model, save_model
 from dtkd_edge.models.weights import load_weights
-from dtkd_edge.preprocess import Sampling
+from dtkd_edge.preprocess import JointSampling
 from dtkd_edge.recipe import AugmentConfig, DistillConfig, ModelConfig, OptimConfig, Recipe, TeacherConfig
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.evaluate import evaluate
@@ -41,27 +41,35 @@ PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
 
 def check_models(recipe: Recipe, folder: Path) -> None:
     """Refuse what cannot be built or loaded before anything is written or trained, not after the teachers' hour."""
-    built: dict[str, int] = {}
     teachers = {name: c for name in ("cnn", "vit") if (c := getattr(recipe.teachers, name)) is not None}
     require_teachers(recipe.distill, teachers)
     for name in sorted(needed_teachers(recipe.distill)):
         if not (folder / "teachers" / f"{name}.json").is_file():  # else the run has it, and needs its weights no more
-            built[name] = _try_to_build(teachers[name]).info.frames
-    student = _try_to_build(recipe.student)
-    built["student"] = student.info.frames
-    if recipe.data.sampling == "dense" and len(set(built.values())) > 1:
-        # Dense clips of different lengths span different times: the student would train at another rate than it is deployed at.
-        lengths = ", ".join(f"{name} {frames}" for name, frames in built.items())
-        raise RecipeError(
-            f"data.sampling dense needs networks of equally many frames (here: {lengths})", "set their frames alike"
-        )
+            _try_to_build(recipe, teachers[name], f"teachers.{name}")
+    student = _try_to_build(recipe, recipe.student, "student")
     require_tap(recipe.distill, student.info.name, student.info.taps)
 
 
-def _try_to_build(config: ModelConfig) -> VideoModel:
-    model = create_model(config.model, 2, frames=config.frames, size=config.size, **config.options)
+def _try_to_build(recipe: Recipe, config: ModelConfig, section: str) -> VideoModel:
+    model = build_model(recipe, config, 2)
+    if recipe.data.sampling == "dense" and recipe.stride(config) is None and model.info.stride == 1:
+        raise RecipeError(
+            f"{section}: data.sampling dense needs a stride, and {config.model} was published with none",
+            f"--set {section}.stride=8, for example, or --set data.sampling=uniform",
+        )
     load_weights(model, config.weights)
     return model
+
+
+def build_model(recipe: Recipe, config: ModelConfig, classes: int | dict[str, int]) -> VideoModel:
+    """One network of a recipe, without weights; its info says how this recipe feeds it."""
+    stride = recipe.stride(config)
+    return create_model(config.model, classes, frames=config.frames, size=config.size, stride=stride, **config.options)
+
+
+def joint_sampling(recipe: Recipe, networks: Iterable[VideoModel]) -> JointSampling:
+    """Of the clips that these networks share."""
+    return JointSampling.of(recipe.sampling(network.info.frames, network.info.stride) for network in networks)
 
 
 @dataclass
@@ -88,7 +96,7 @@ class RunContext:
         self.train, self.val, self.student_clips = data.train, data.val, data.student
         self.labels = {head: list(names) for head, names in self.train.classes.items()}
         self.cache = FrameCache(recipe.data.cache_mb)
-        self._val_sets: dict[tuple[int, int], ClipDataset] = {}
+        self._val_sets: dict[tuple[JointSampling, int], ClipDataset] = {}
         self._val_broken: set[str] = set()
 
     def describe(self) -> str:
@@ -104,7 +112,7 @@ class RunContext:
         """A model with this data set's heads, seeded, with the recipe's weights, channels last."""
         torch.manual_seed(self.recipe.seed * 10 + PHASE_SEEDS[phase])
         heads = {head: len(names) for head, names in self.labels.items()}
-        model = create_model(config.model, heads, frames=config.frames, size=config.size, **config.options)
+        model = build_model(self.recipe, config, heads)
         report = load_weights(model, config.weights)
         if report is not None:
             self.log.note(f"{phase}: {report.line()}", phase=phase)
@@ -116,11 +124,9 @@ class RunContext:
         return channels_last(model).to(self.device)
 
     def dataset(
-        self, clips: Catalogue, frames: int, size: int, augment: AugmentConfig | None, views: int | None = None
+        self, clips: Catalogue, sampling: JointSampling, size: int, augment: AugmentConfig | None, views: int | None = None
     ) -> ClipDataset:
-        data = self.recipe.data
-        sampling = Sampling(kind=data.sampling, frames=frames, stride=data.stride, fps=data.fps)
-        short = self.recipe.preprocess(frames, size).resize_short
+        short = self.recipe.preprocess(sampling.parts[0].frames, size).resize_short
         return ClipDataset(
             clips,
             sampling=sampling,
@@ -128,7 +134,7 @@ class RunContext:
             resize_short=short,
             augment=augment,
             seed=self.recipe.seed,
-            cache_mb=data.cache_mb,
+            cache_mb=self.recipe.data.cache_mb,
             cache=self.cache,
             views=views,
         )
@@ -137,7 +143,7 @@ class RunContext:
         """On the validation clips, in the deploy preprocessing of that model; every rank takes a part of them and gets the
         scores of all. Clips that do not decode are named in the log once; DataError where they are all, or more than
         data.max_broken allows."""
-        shape = (model.info.frames, model.info.size)
+        shape = (joint_sampling(self.recipe, [model]), model.info.size)
         part = np.array_split(np.arange(len(self.val)), self.engine.world)[self.engine.rank]
         if shape not in self._val_sets:
             self._val_sets[shape] = self.dataset(self.val.subset(part), *shape, None)
@@ -156,11 +162,13 @@ class RunContext:
             )
         return scores
 
-    def fit(self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, shape: tuple[int, int]) -> None:
-        """shape: frames × size that the clips are read at; every network then takes its own from them."""
+    def fit(
+        self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, sampling: JointSampling, size: int
+    ) -> None:
+        """sampling, size: what the clips are read with; every network then takes its own from them."""
         torch.manual_seed((self.recipe.seed * 10 + PHASE_SEEDS[name]) + 1_000_003 * self.engine.rank)  # dropout differs by rank
         views = self.recipe.teachers.views if name == "student" else None
-        data = self.dataset(clips, *shape, self.recipe.augment, views)
+        data = self.dataset(clips, sampling, size, self.recipe.augment, views)
         shard = (self.engine.rank, self.engine.world)
         workers = self.recipe.data.workers
         loader = make_loader(data, config.batch_size, train=True, workers=workers, seed=self.recipe.seed, shard=shard)
@@ -185,15 +193,16 @@ class RunContext:
         if not self.engine.main:
             return
         info = model.info
+        preprocess = self.recipe.preprocess(info.frames, info.size, info.stride)
         card = ModelCard(
             version=dtkd_edge.__version__,
             model=config.model,
             frames=info.frames,
-            stride=self.recipe.data.stride,
+            stride=preprocess.sampling.stride,
             size=info.size,
             options=config.options,
             labels=self.labels,
-            preprocess=self.recipe.preprocess(info.frames, info.size),
+            preprocess=preprocess,
             metrics=scores.table(),
         )
         save_model(stem, model, card)
@@ -214,8 +223,9 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
         return model, run.score(model, 32)
     model = run.build(config, name)
     if config.train is not None:
-        task = DistillationTask(model, {}, run.plain, config.train.label_smoothing).to(run.device)
-        run.fit(name, config.train, task, run.train, (model.info.frames, model.info.size))
+        sampling = joint_sampling(run.recipe, [model])
+        task = DistillationTask(model, {}, run.plain, config.train.label_smoothing, sampling).to(run.device)
+        run.fit(name, config.train, task, run.train, sampling, model.info.size)
     elif config.weights == "none":
         raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
     scores = run.score(model, 32)
@@ -227,10 +237,11 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> Scores:
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
-    task = channels_last(DistillationTask(student, teachers, recipe.distill, recipe.train.label_smoothing)).to(run.device)
     networks = [student, *teachers.values()]
-    shape = (max(m.info.frames for m in networks), max(m.info.size for m in networks))
-    run.fit("student", recipe.train, task, run.student_clips, shape)
+    sampling = joint_sampling(recipe, networks)
+    task = DistillationTask(student, teachers, recipe.distill, recipe.train.label_smoothing, sampling)
+    size = max(network.info.size for network in networks)
+    run.fit("student", recipe.train, channels_last(task).to(run.device), run.student_clips, sampling, size)
     scores = run.score(student, recipe.train.batch_size)
     run.save(run.folder / "student", student, recipe.student, scores)
     return scores

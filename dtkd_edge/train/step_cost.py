@@ -28,10 +28,10 @@ import torch
 from dtkd_edge import recipe as recipes
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.files import write_json
-from dtkd_edge.models import VideoModel, create_model
+from dtkd_edge.models import VideoModel
 from dtkd_edge.recipe import DistillConfig, ModelConfig, Recipe
 from dtkd_edge.train.engine import Engine
-from dtkd_edge.train.phases import channels_last
+from dtkd_edge.train.phases import build_model, channels_last, joint_sampling
 from dtkd_edge.train.schedule import make_optimizer
 
 
@@ -42,19 +42,19 @@ def measure(
 
     def build(config: ModelConfig) -> VideoModel:
         torch.manual_seed(0)
-        model = create_model(config.model, classes, frames=config.frames, size=config.size, **config.options)
-        return channels_last(model).to(engine.device)
+        return channels_last(build_model(recipe, config, classes)).to(engine.device)
 
     given = {name: config for name in ("cnn", "vit") if (config := getattr(recipe.teachers, name)) is not None}
     teachers = {name: build(config) for name, config in given.items()}
-    infos = [build(recipe.student).info, *[t.info for t in teachers.values()]]
-    shape = (max(info.frames for info in infos), max(info.size for info in infos))
+    networks = [build(recipe.student), *teachers.values()]
+    sampling, size = joint_sampling(recipe, networks), max(network.info.size for network in networks)
     batch = recipe.train.batch_size
-    frames = torch.randint(0, 256, (batch, shape[0], shape[1], shape[1], 3), dtype=torch.uint8, device=engine.device)
+    frames = torch.randint(0, 256, (batch, sampling.frames, size, size, 3), dtype=torch.uint8, device=engine.device)
     labels = {"action": torch.randint(0, classes, (batch,), device=engine.device)}
 
     def stepper(config: DistillConfig, cached: bool) -> Callable[[], None]:
-        task = channels_last(DistillationTask(build(recipe.student), teachers, config)).to(engine.device).train()
+        task = DistillationTask(build(recipe.student), teachers, config, sampling=sampling)
+        task = channels_last(task).to(engine.device).train()
         optimizer = make_optimizer(recipe.train, task, task.student)
         with engine.autocast():
             taught = task.teach(frames) if cached else None
@@ -71,7 +71,7 @@ def measure(
 
         return step
 
-    everything = DistillationTask(build(recipe.student), teachers, recipe.distill).to(engine.device)
+    everything = DistillationTask(build(recipe.student), teachers, recipe.distill, sampling=sampling).to(engine.device)
 
     def asker(name: str) -> Callable[[], None]:
         def ask() -> None:

@@ -26,3 +26,16 @@ def zero_frames(path: Path) -> None:
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         container.start_encoding()
+
+
+def numbered(count: int) -> np.ndarray:
+    """Frames `[count, 32, 32, 3]`, count ≤ 256, that show their number: eight stripes, white where the number has that bit."""
+    bits = np.arange(count)[:, None] >> np.arange(8) & 1
+    return (np.repeat(bits, 4, 1)[:, None, :, None] * np.ones((1, 32, 1, 3)) * 255).astype(np.uint8)
+
+
+def numbers_shown(pictures: np.ndarray) -> np.ndarray:
+    """The numbers `[…]` that pictures `[…, H, W, 3]` of such frames show, in [0, 1], whole and at any multiple of 8 pixels."""
+    columns = pictures.mean((-3, -1))
+    stripes = columns.reshape(*columns.shape[:-1], 8, -1).mean(-1)
+    return ((stripes > 0.5) << np.arange(8)).sum(-1)

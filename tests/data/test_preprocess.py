@@ -40,8 +40,7 @@ def test_dense_is_evenly_spaced_and_inside(total: int, frames: int, stride: int,
     assert numbers.shape == (1 if train else views, frames)
     assert 0 <= numbers.min() <= numbers.max() < total
     if (frames - 1) * stride < total:
-        steps = np.diff(numbers)
-        assert ((steps >= stride - 1) & (steps <= stride + 1)).all()
+        assert (np.diff(numbers) == stride).all()
         if not train and views == 1:
             assert abs((numbers[0, 0] + numbers[0, -1]) / 2 - (total - 1) / 2) <= 1  # the middle
     else:

@@ -16,7 +16,7 @@ TINY = [
     "student.model=tsm_tiny", "student.frames=4", "student.size=24",
     "teachers.cnn.model=tsm_tiny", "teachers.cnn.frames=4", "teachers.cnn.size=24",
     "teachers.vit.model=vit_tubelet_tiny", "teachers.vit.frames=4", "teachers.vit.size=24", "teachers.vit.weights=none",
-    "teachers.vit.options={dim: 24, depth: 1, num_heads: 2}",
+    "teachers.vit.options={dim: 24, depth: 1, num_heads: 2}", "data.stride=4",
     "teachers.cnn.train.epochs=1", "teachers.vit.train.epochs=1", "train.epochs=1",
     "teachers.cnn.train.batch_size=8", "teachers.vit.train.batch_size=8", "train.batch_size=8", "threads=1",
 ]  # fmt: skip
