@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,15 @@ SHAPES = {"student": (5, 6, 24), "cnn": (8, 5, 32), "vit": (8, 4, 24)}  # frames
 WHOLE = AugmentConfig(scale=(1.0, 1.0))
 VIDEOS = [(200, 30), (90, 30), (36, 30), (35, 30), (31, 30), (9, 30), (1, 30), (200, 60), (60, 15)]  # frames, rate
 Arrivals = dict[tuple[int, int], list[np.ndarray]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these wait for threads longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
