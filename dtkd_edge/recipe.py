@@ -11,6 +11,7 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -81,6 +82,13 @@ class DataConfig(_Section):
             return Path(root).expanduser().absolute()
         if scheme.lower() not in ("http", "https"):
             raise ValueError(f"{scheme}:// is not read: expected a folder, or http:// or https://")
+        try:
+            parts = urlsplit(str(root))
+            named = bool(parts.hostname) and parts.port != 0
+        except ValueError as error:
+            raise ValueError(f"no URL: {error}") from error
+        if not named or parts.username is not None:
+            raise ValueError("expected https://HOST/PATH, without a user or password in it")
         return str(root)
 
     @model_validator(mode="after")
@@ -93,7 +101,7 @@ class DataConfig(_Section):
     def folder(self) -> Path | None:
         """The root of a kind that reads a folder."""
         if isinstance(self.root, str):
-            raise RecipeError(f"data.root: kind {self.kind} reads a folder, not {self.root}", "kind shards reads URLs")
+            raise RecipeError(f"data.root: kind {self.kind} reads a folder, not a URL", "kind shards reads URLs")
         return self.root
 
 

@@ -81,7 +81,8 @@ def join(root: Place, name: str) -> Place:
     if isinstance(root, Path):
         return root / name
     scheme, host, path, query, _ = urlsplit(root)
-    return urlunsplit((scheme, host, f"{path.rstrip('/')}/{quote(name)}", query, ""))
+    path = quote(path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
+    return urlunsplit((scheme, host, f"{path}/{quote(name)}", query, ""))
 
 
 def shown(place: Place) -> str:

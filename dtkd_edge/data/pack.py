@@ -157,7 +157,9 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
             raise DataError(f"{file}: not readable: {error}", "delete the folder, or name another one") from error
         if found != wanted:
             other = ", ".join(
-                f"{key} {found.get(key)!r} (now {value!r})" for key, value in wanted.items() if found.get(key) != value
+                f"{key} {found.get(key)!r} (now {wanted.get(key)!r})"
+                for key in {**wanted, **found}
+                if found.get(key) != wanted.get(key)
             )
             raise DataError(f"{out}: packed with other settings: {other}", "name another folder, or delete this one")
         return

@@ -58,7 +58,10 @@ def make_shard(
         parts={part: {head: [] for head in masks} for part, masks in catalogue.parts.items()},
     )  # fmt: skip
     digests: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix=".clips-", dir=out) as scratch, atomic_path(out / plan.name) as aside:
+    with (
+        tempfile.TemporaryDirectory(prefix=".clips-", dir=out, ignore_cleanup_errors=True) as scratch,
+        atomic_path(out / plan.name) as aside,
+    ):
 
         def encoded(turn: int) -> tuple[str, bytes] | VideoError:
             try:

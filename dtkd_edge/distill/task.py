@@ -38,11 +38,12 @@ def _aside(build: Callable[[], M]) -> M:
 
 @dataclass
 class TeacherOutput:
-    """What a teacher says about a batch: `logits` `{head: [B, K]}` and `features` `[B, C, T, H, W]` (float32): its last tap,
-    pooled to `branch.grid` where it is finer, which is as fine as any term reads it."""
+    """What a teacher says about a batch: `logits` `{head: [B, K]}`; of its last tap, in float32, `features` `[B, C, T, H, W]`,
+    pooled to `branch.grid` where it is finer, and `pooled` `[B, C]`, the mean of all of it (the cells of a grid may overlap)."""
 
     logits: dict[str, Tensor]
     features: Tensor
+    pooled: Tensor
 
 
 class DistillationTask(nn.Module):
@@ -144,8 +145,9 @@ class DistillationTask(nn.Module):
             if name not in only:
                 continue
             features = teacher.forward_features(self.clips(frames, teacher))
-            tap = sdd.shrink_to_grid(features[teacher.info.last_tap].float(), self.config.branch.grid)
-            taught[name] = TeacherOutput(teacher.forward_head(features), tap)
+            tap = features[teacher.info.last_tap].float()
+            read = sdd.shrink_to_grid(tap, self.config.branch.grid)
+            taught[name] = TeacherOutput(teacher.forward_head(features), read, tap.mean((2, 3, 4)))
         return taught
 
     def forward(
@@ -288,7 +290,7 @@ class DistillationTask(nn.Module):
             pooled = gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
             losses = []
             for name in sources:
-                reference = gather_batch(taught[name].features.float().mean((2, 3, 4)))
+                reference = gather_batch(taught[name].pooled.float())
                 losses.append(rkd.relational_loss(pooled, reference, distance=relation.distance, angle=relation.angle))
             terms["rkd"] = torch.stack(losses).mean()
         return terms, residual_var

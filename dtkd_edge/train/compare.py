@@ -129,7 +129,7 @@ def seed_numbers(seeds: int | str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if match is None:
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             break
         numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
     else:

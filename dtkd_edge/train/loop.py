@@ -226,7 +226,9 @@ class Inputs:
         def cut(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {key: value[:count] for key, value in values.items()}
 
-        taught = self.taught and {n: TeacherOutput(cut(t.logits), t.features[:count]) for n, t in self.taught.items()}
+        taught = self.taught and {
+            n: TeacherOutput(cut(t.logits), t.features[:count], t.pooled[:count]) for n, t in self.taught.items()
+        }
         shared = self.shared and (cut(self.shared[0]), self.shared[1])
         return Inputs(self.frames[:count], cut(self.labels), taught, shared, self.progress)
 

@@ -92,7 +92,11 @@ def measure(
                 torch.cuda.synchronize()
             if number >= 3:  # the first ones warm up
                 seconds[name].append(clock() - began)
-    said = [value for output in everything.teach(frames[:2]).values() for value in (output.features, *output.logits.values())]
+    said = [
+        value
+        for output in everything.teach(frames[:2]).values()
+        for value in (output.features, output.pooled, *output.logits.values())
+    ]
     sizes = {"clip": frames[0].numel(), "stored": sum(2 * value[0].numel() + 4 for value in said)}
     return seconds, sizes
 
@@ -108,6 +112,8 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="of this process, on one thread, instead of the clock's")
     options = parser.parse_args()
     recipe = recipes.load(options.recipe, options.overrides)
+    if options.cpu_time and options.device == "cuda":
+        parser.error("--cpu-time is of the CPU: leave out --device cuda")
     if options.cpu_time:
         torch.set_num_threads(1)
     engine = Engine("cpu" if options.cpu_time else options.device, recipe.precision)

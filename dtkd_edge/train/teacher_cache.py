@@ -6,6 +6,7 @@ of methods compared.
 
 FOLDER/TEACHER-KEY/view-V/
     features.npy          float16 [clips, C, T', H', W'], the last tap on the branch's grid; memory-mapped when read
+    pooled.npy            float16 [clips, C], the mean of all of the last tap
     head-HEAD.npy         float16 [clips, K], the logits
     ….scale.npy           float32 [clips], what a clip's values are to be multiplied by: half precision then neither overflows
                           nor loses features that are small throughout; NaN for clips that did not decode
@@ -75,8 +76,8 @@ class TeacherCache:
         taught = {}
         for name, arrays in self._maps.items():
             there = {key: self._value(arrays, key, numbers) for key in arrays if not key.endswith(SCALE)}
-            features = there.pop("features")
-            taught[name] = TeacherOutput({key.removeprefix("head-"): value for key, value in there.items()}, features)
+            features, pooled = there.pop("features"), there.pop("pooled")
+            taught[name] = TeacherOutput({key.removeprefix("head-"): value for key, value in there.items()}, features, pooled)
         return taught
 
     def _value(self, arrays: Mapping[str, Array], key: str, numbers: Array) -> Tensor:
@@ -94,7 +95,11 @@ class TeacherCache:
                 note(f"teacher {name}, view {view + 1}/{self.data.views}: {100 * number // len(loader)} %")
                 with self.engine.autocast():
                     output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
-                values = {"features": output.features, **{f"head-{head}": logits for head, logits in output.logits.items()}}
+                values = {
+                    "features": output.features,
+                    "pooled": output.pooled,
+                    **{f"head-{head}": logits for head, logits in output.logits.items()},
+                }
                 if not arrays:
                     arrays = self._make_files(aside, {key: tuple(value.shape[1:]) for key, value in values.items()})
                 index = batch["index"].numpy()
@@ -135,7 +140,7 @@ class TeacherCache:
 
 def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32", grid: Grid = (4, 5, 5)) -> str:
     """16 hex digits that change with whatever the stored outputs depend on."""
-    digest = hashlib.sha256(f"{precision} {grid}".encode())
+    digest = hashlib.sha256(f"2 {precision} {grid}".encode())
     for name, value in teacher.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -89,12 +89,23 @@ def test_the_terms_of_dtkd_are_the_losses_of_this_room():
         "kd": sum(divergence) / 2,
         "sdd": sdd.feature_distance(task.branch(features), sdd.residual(phi["vit"], phi["cnn"])),
         "align": sdd.feature_distance(task.align(features), sdd.unit_variance(phi["cnn"])),
-        "rkd": rkd.relational_loss(features.mean((2, 3, 4)), taught["vit"].features.mean((2, 3, 4))),
+        "rkd": rkd.relational_loss(features.mean((2, 3, 4)), taught["vit"].pooled),
     }
     for name, value in want.items():
         assert out["terms"][name].item() == pytest.approx(value.item(), rel=1e-4), name
     assert torch.allclose(out["omega"], sum(omegas) / 2)
     assert out["residual_var"].item() == pytest.approx((phi["vit"] - phi["cnn"]).var((0, 2, 3, 4), correction=0).mean().item())
+
+
+def test_relations_read_the_mean_of_the_whole_tap_where_the_grids_cells_overlap():
+    task = DistillationTask(student(), teachers(), config(branch={"grid": (3, 2, 2)}))
+    frames, _ = batch()
+    for name, said in task.teach(frames).items():
+        teacher = task.teachers[name]
+        tap = teacher.forward_features(fit_clip(frames, teacher.info))[teacher.info.last_tap].detach()
+        assert any(side % cells for side, cells in zip(tap.shape[2:], (3, 2, 2), strict=True))
+        assert torch.allclose(said.pooled, tap.mean((2, 3, 4)), atol=1e-6)
+        assert not torch.allclose(said.pooled, said.features.mean((2, 3, 4)), atol=1e-4)
 
 
 def test_omega_columns_are_cnn_then_vit():
@@ -145,7 +156,7 @@ def test_teachers_are_frozen_and_kept_out():
         assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
         assert all(torch.equal(value, before[name][key]) for key, value in teacher.state_dict().items())
     outputs = task.teach(batch()[0]).values()
-    assert not any(t.requires_grad or t.is_inference() for o in outputs for t in (o.features, *o.logits.values()))
+    assert not any(t.requires_grad or t.is_inference() for o in outputs for t in (o.features, o.pooled, *o.logits.values()))
 
 
 def test_teachers_move_with_the_task():
@@ -226,7 +237,10 @@ def test_a_cache_may_hold_half_precision():
     frames, labels = batch()
     task = DistillationTask(student(dropout=0.0), teachers(), config())
     taught = task.teach(frames)
-    halves = {name: TeacherOutput({h: z.half() for h, z in o.logits.items()}, o.features.half()) for name, o in taught.items()}
+    halves = {
+        name: TeacherOutput({h: z.half() for h, z in o.logits.items()}, o.features.half(), o.pooled.half())
+        for name, o in taught.items()
+    }
     assert task(frames, labels, taught=halves)["loss"].item() == pytest.approx(
         task(frames, labels, taught=taught)["loss"].item(), rel=1e-2
     )

@@ -61,7 +61,10 @@ def test_what_is_read_is_what_the_teachers_say_of_that_view(
     taught = cache.read(index)
     frames = torch.stack([data.item(int(i), epoch)["frames"] for i in index])
     for name, said in task.teach(frames).items():
-        for stored, live in ((taught[name].features, said.features), (taught[name].logits["action"], said.logits["action"])):
+        read = taught[name]
+        for stored, live in (
+            (read.features, said.features), (read.pooled, said.pooled), (read.logits["action"], said.logits["action"]),
+        ):  # fmt: skip
             largest = live.abs().flatten(1).amax(1).view(-1, *[1] * (live.ndim - 1))
             torch.testing.assert_close(stored / largest, live / largest, atol=5e-4, rtol=0)  # eps of float16 / 2
         assert taught[name].features.dtype == torch.float32

@@ -84,7 +84,7 @@ def test_the_page_shows_every_run_and_every_difference_where_it_belongs(tmp_path
 @pytest.mark.parametrize(
     ("given", "numbers"),
     [(3, [0, 1, 2]), ("3", [0, 1, 2]), ("5-7", [5, 6, 7]), ("0,3,7", [0, 3, 7]), ("0-1, 4", [0, 1, 4]), ("7,", None)]
-    + [(text, None) for text in ("0", "-1", "", "a", "3,3", "1-3,2", "5-4", "1.5")],
+    + [(text, None) for text in ("0", "-1", "", "a", "3,3", "1-3,2", "3,9-5", "5-4", "1.5")],
 )
 def test_seeds_are_how_many_or_which(given: int | str, numbers: list[int] | None) -> None:
     if numbers is None:
