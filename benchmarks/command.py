@@ -81,7 +81,11 @@ def bench(
             _show(rows.records, json)
             rows.say_files()
             _write(rows, report, md)
-    _verdict(rows.records, [d for job in jobs for d in job.devices], "" if matrix else " with --resume")
+    _verdict(
+        rows.records,
+        [d for job in jobs for d in job.devices],
+        " without --again" if resume is False else "" if matrix else " with --resume",
+    )
     return rows.records
 
 

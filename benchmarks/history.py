@@ -35,7 +35,9 @@ def _where(record: Record) -> str:
 
 
 def _key(record: Record) -> Key:
-    return (_where(record), *key_of(record)[1:])
+    # What benches of one matrix may differ in while the rows look alike.
+    asked = (record.asked.data, f"{record.asked.camera_fps:g}") if record.asked else ()
+    return (_where(record), *key_of(record)[1:], *asked)
 
 
 def old_rows(path: Path) -> list[Record]:

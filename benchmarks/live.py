@@ -41,6 +41,7 @@ from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.av import import_av
 from dtkd_edge.deploy.sources.pattern import draw
+from dtkd_edge.errors import NotHereError
 
 FPS = 30.0
 MODELS = 1.5  # of the model's median that an age may take besides one frame interval
@@ -98,6 +99,8 @@ def watched(web: WebView, viewers: int) -> Iterator[None]:
     child = subprocess.Popen([sys.executable, "-m", __spec__.name, "--watch", f"{web.url}ws", str(viewers)])
     try:
         while len(web.viewers) < viewers:
+            if child.poll() is not None:
+                raise NotHereError("the process that watches the page ended", "run it again; see its words above")
             time.sleep(0.05)
         yield
     finally:

@@ -16,8 +16,10 @@ from dtkd_edge.benchmarks.queries import Inputs, timed_region
 from dtkd_edge.benchmarks.record import Accuracy, Asked, Device, Record, Status
 from dtkd_edge.benchmarks.roofline import Machine, limit
 from dtkd_edge.benchmarks.scenarios import Budget, Scenario, Timing
-from dtkd_edge.benchmarks.telemetry import Sampler
+from dtkd_edge.benchmarks.telemetry import Sampler, device_root
+from dtkd_edge.benchmarks.telemetry.jetson import jetson_model
 from dtkd_edge.deploy.backends import Backend
+from dtkd_edge.deploy.backends.devices import cpu_name, nvidia_gpus
 from dtkd_edge.errors import DtkdEdgeError, NotHereError
 
 TOOLS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "decord2")
@@ -183,9 +185,15 @@ def _base(artifact: Artifact, asked: str, options: Options, device: Device) -> R
     )
 
 
+def machine_name() -> str:
+    """What a row that is not measured twice was measured on."""
+    gpus = [f"{gpu.name}, driver {gpu.driver}" for gpu in nvidia_gpus()]
+    return "; ".join(part for part in (jetson_model(device_root()), cpu_name(), *gpus) if part)
+
+
 def versions() -> dict[str, str]:
     """What a number depends on and a reader may have in another version."""
-    found = {"dtkd-edge": __version__, "python": platform.python_version()}
+    found = {"dtkd-edge": __version__, "python": platform.python_version(), "machine": machine_name()}
     for name in TOOLS:
         try:
             found[name] = importlib.metadata.version(name)

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +67,9 @@ class Source(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the device. A `read` that waits returns soon after."""
+
+    def release(self) -> None:  # noqa: B027  a source that `close` has freed already has nothing to do here
+        """Called by the reading thread when it is done with the source, for what no other thread may free."""
 
 
 class Rate:
@@ -183,6 +187,9 @@ class Grabber:
             if not self._stop.is_set():
                 self.error = DtkdEdgeError(f"{self.source.name}: {type(error).__name__}: {error}", "run it again with --debug")
             self._end("failed" if self.error else "ended")
+        finally:
+            with suppress(Exception):
+                self.source.release()
 
     def _reconnect(self) -> bool:
         """Try until it works or somebody stops us, with a pause that doubles."""

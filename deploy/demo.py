@@ -72,7 +72,9 @@ def demo(
     with ExitStack() as stack, _signals() as stopped:
         classifier = stack.enter_context(load_newest([artifact] if artifact else [], device=device))
         pipeline = Pipeline(classifier, grabber, settings)
-        session = _session(pipeline, sources, view, host, options, device, switch=record is None and not options.fast)
+        session = _session(
+            pipeline, sources, view, host, options, device, switch=record is None and not options.fast, guarded=token is not None
+        )
         show = _VIEWS[view](session, stack, host, port, token, hook)
         if hook is not None:
             hook.about = session.about
@@ -114,13 +116,21 @@ Show = Callable[[threading.Event, Callable[[], None]], None]  # (ends when this 
 
 
 def _session(
-    pipeline: Pipeline, sources: list[str], view: str, host: str, options: SourceOptions, device: str, *, switch: bool
+    pipeline: Pipeline,
+    sources: list[str],
+    view: str,
+    host: str,
+    options: SourceOptions,
+    device: str,
+    *,
+    switch: bool,
+    guarded: bool,
 ) -> Session:
-    """What the page may switch to. Off loopback a viewer gets no camera that was not named."""
+    """What the page may switch to. Where others than this machine's user may look on, no camera that was not named."""
     artifacts = None
     if view == "web" and switch:
         artifacts = artifacts_beside(pipeline.classifier.artifact.folder)
-        if is_loopback(host):
+        if is_loopback(host) and not guarded:
             sources = list(dict.fromkeys([*sources, *local_sources()]))
     return Session(pipeline, sources=sources, artifacts=artifacts, options=options, device=device)
 

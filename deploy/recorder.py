@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import queue
+import struct
 import threading
 from contextlib import suppress
 from fractions import Fraction
@@ -28,6 +30,27 @@ HYBRID = (61, 7, 0)  # the libavformat of FFmpeg 7.1
 QUEUE = 8  # frames that may wait for the encoder; more are left out of the file
 
 
+def cut_to_media(path: Path) -> None:
+    """Shorten an mp4 whose writing broke off to the last box with pictures in it (ISO/IEC 14496-12: of a `moof`, which says where
+    they are, players want all or nothing, of the pictures in an `mdat` they take what is there). A whole file stays as it is."""
+    with path.open("r+b") as file:
+        size = file.seek(0, io.SEEK_END)
+        at = end = 0
+        while at + 8 <= size:
+            file.seek(at)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if length == 1:  # the length stands behind the kind, in eight bytes
+                long = file.read(8)
+                length = int.from_bytes(long, "big") if len(long) == 8 else 0
+            if length < 8:
+                break
+            at += length
+            if kind == b"mdat":
+                end = min(at, size)
+        if end and at != size:
+            file.truncate(end)
+
+
 class Recorder:
     """Takes every frame of a pipeline's source and writes it with the newest label. A full disk ends the file, not the run."""
 
@@ -39,7 +62,6 @@ class Recorder:
         self._stream: Any = None
         self._first = 0.0
         self._last_tick = -1
-        self._failed = False
         self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         try:
@@ -74,19 +96,21 @@ class Recorder:
             self.skipped += 1
 
     def _run(self) -> None:
+        frame: Frame | None = None
         try:
             while (frame := self._queue.get()) is not None:
-                if not self._failed:
-                    self._write(frame)
+                self._write(frame)
             self._close()
-        except (OSError, self._av.error.FFmpegError) as error:
-            self._failed = True
-            say(f"--record {self.path}: {error.strerror or error}; the recording ends here, the rest goes on")
-            with suppress(OSError, self._av.error.FFmpegError):
+        except Exception as error:  # whatever it is: the queue has to be emptied, or neither a fast source nor `stop` goes on
+            say(f"--record {self.path}: {getattr(error, 'strerror', None) or error}; the recording ends here, the rest goes on")
+            with suppress(Exception):
                 if self._file is not None:
                     self._file.close()
-            while self._queue.get() is not None:
-                pass
+            with suppress(OSError):
+                if self._file is not None:
+                    cut_to_media(self.path)
+            while frame is not None:
+                frame = self._queue.get()
 
     def _write(self, frame: Frame) -> None:
         picture = overlay.draw(frame.image, self.pipeline.live, self.pipeline.grabber.fps)

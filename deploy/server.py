@@ -262,6 +262,8 @@ class WebView:
                 data, source = message.get("bytes"), self.pipeline.grabber.source
                 if (wish := page.wish(message.get("text"))) is not None:
                     await asyncio.to_thread(self.session.switch, *wish)
+                    if not isinstance(self.pipeline.grabber.source, BrowserSource):
+                        self._sender = None  # whoever comes back to `browser` first sends
                 if not data or len(data) <= 8 or not isinstance(source, BrowserSource):
                     continue
                 if self._sender is None:

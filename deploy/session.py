@@ -81,10 +81,10 @@ class Session:
         What cannot be opened leaves everything as it is, and its reason in `trouble`.
         """
         count = {"source": len(self.sources), "artifact": len(self.artifacts)}.get(what, 0)
-        if not 0 <= number < count or number == getattr(self, what):
+        if not 0 <= number < count:
             return
-        with self._lock:
-            if not self.pipeline.running:
+        with self._lock:  # somebody else may have asked for the same meanwhile
+            if not self.pipeline.running or number == getattr(self, what):
                 return
             try:
                 self._to_source(number) if what == "source" else self._to_artifact(number)

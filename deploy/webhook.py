@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dtkd_edge.console import say
 from dtkd_edge.deploy.guard import is_loopback
@@ -115,7 +115,7 @@ class Webhook:
             status = connection.getresponse().status
         except TimeoutError:
             too_late.set()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if not too_late.is_set():
                 return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
         finally:
@@ -142,5 +142,5 @@ def _target(url: str, hosts: list[str]) -> tuple[Any, str, str]:
     if not is_loopback(host) and host not in [name.lower().rstrip(".") for name in hosts]:
         raise UsageError(f"--webhook: {host} is not this machine", f"if events may go there: --webhook-host {host}")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/%?&=+:@!$'()*,;~-._[]")
     return lambda timeout: kind(host, port, timeout=timeout), path, f"{parts.scheme}://{parts.netloc}"

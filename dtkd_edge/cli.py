@@ -251,7 +251,7 @@ def demo(
     ] = None,
     view: Annotated[str, typer.Option(help="web, window or none.")] = "web",
     host: Annotated[str, typer.Option(help="Address that the web view listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the web view; 0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the web view; 0 takes a free one.")] = 8080,
     token: Annotated[str | None, typer.Option(help="What a viewer must know. [default: made when not on loopback]")] = None,
     record: Annotated[Path | None, typer.Option(help="Write the annotated picture to this .mp4.")] = None,
     events: Annotated[Path | None, typer.Option(help="Write label events to this .jsonl.")] = None,

@@ -93,6 +93,13 @@ class AvSource(Source):
     def close(self) -> None:
         self._closed.set()  # the container belongs to the reading thread; its timeout ends a read that hangs
 
+    def release(self) -> None:
+        container, self._container, self._frames = self._container, None, iter(())
+        # A camera has to be free for the next one who opens it. A file need not be; it is decoded by several threads, and `close`
+        # can wait for ever for one that met damaged packets.
+        if container is not None and self._live:
+            container.close()
+
 
 class UrlSource(AvSource):
     """A network camera or stream. A recording of known length ends; a live one that breaks off is connected again."""

@@ -68,6 +68,7 @@ function complain(text) {
 function greet(data) {
   hello = data;
   state = null;
+  inFlight = false;
   events = [];
   shown = "";
   hues.clear();

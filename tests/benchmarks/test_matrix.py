@@ -250,6 +250,24 @@ def test_a_row_without_a_result_goes_when_it_is_tried_again(run_folder: Path) ->
     assert merge([bad], [good[1]]) == [bad, good[1]]
 
 
+def test_rows_that_were_asked_for_differently_stand_side_by_side(run_folder: Path) -> None:
+    (row, *_) = bench([run_folder], device="cpu", scenarios=["live"], clips=0, **QUICK)
+    assert row.asked is not None
+    faster, other = (
+        row.model_copy(update={"asked": row.asked.model_copy(update=u)}) for u in ({"camera_fps": 60.0}, {"data": "x"})
+    )
+    longer = row.model_copy(update={"asked": row.asked.model_copy(update={"min_seconds": 9.0})})
+    assert merge([row], [faster, other]) == [row, faster, other] and merge([row], [longer]) == [longer]
+
+
+def test_rows_of_another_machine_are_not_taken_over(run_folder: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"device": "cpu", "scenarios": ["offline"], "clips": 0, "json": str(tmp_path / "r.jsonl"), **QUICK}
+    (first,) = bench([run_folder / "export" / "onnx-fp32"], **words)
+    write_records(tmp_path / "r.jsonl", [first.model_copy(update={"tools": {**first.tools, "machine": "a faster one"}})])
+    (second,) = bench([run_folder / "export" / "onnx-fp32"], resume=True, **words)
+    assert second.created >= first.created and second.tools == first.tools and second.latency_ms != first.latency_ms
+
+
 def test_a_clock_that_is_set_while_it_runs_changes_nothing(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hours = iter(range(0, -(10**9), -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(hours)))

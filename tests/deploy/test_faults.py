@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from deploy_cases import write_counter, write_mp4
 from test_streams import Camera, until
 
 import dtkd_edge
-from dtkd_edge.deploy.camera import Grabber
+from dtkd_edge.deploy.camera import Frame, Grabber
 from dtkd_edge.deploy.live import Settings
 from dtkd_edge.deploy.pipeline import Pipeline
+from dtkd_edge.deploy.recorder import Recorder, cut_to_media
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.video import Video
 
@@ -45,7 +48,7 @@ def playable(path: Path) -> int:
     return frames
 
 
-def test_a_full_disk_ends_the_recording_and_not_the_run(onnx_artifact: Path, tmp_path: Path) -> None:
+def test_what_was_recorded_before_the_disk_was_full_can_be_played(onnx_artifact: Path, tmp_path: Path) -> None:
     video = write_mp4(tmp_path / "clip.mp4", frames=600, size=(160, 120))
     out, log = tmp_path / "out.mp4", tmp_path / "events.jsonl"
     process = demo(
@@ -55,7 +58,57 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(onnx_artifact: Path, tmp
     said = process.communicate(timeout=100)[1]
     assert process.returncode == 0 and f"--record {out}: File too large" in said and "Traceback" not in said, said
     assert "600 frames" in said and log.read_text().count("\n") >= 1  # the rest went on
-    assert out.stat().st_size <= 60_000
+    assert out.stat().st_size <= 60_000 and playable(out) >= 60
+
+
+def test_a_recording_is_cut_where_its_last_pictures_end(tmp_path: Path) -> None:
+    import av
+
+    path = write_parts(tmp_path / "parts.mp4")
+    whole = path.read_bytes()
+    cut_to_media(path)
+    assert path.read_bytes() == whole
+    where = [m.start() - 4 for m in re.finditer(b"moof", whole)]
+    unreadable = 0
+    for end in range(where[2] + 1, whole.index(b"mdat", where[2]), 7):  # all through the third one's index
+        path.write_bytes(whole[:end])
+        try:
+            playable(path)
+        except av.error.FFmpegError:
+            unreadable += 1
+        cut_to_media(path)
+        assert path.read_bytes() == whole[: where[2]]
+    assert unreadable and playable(path) >= 30
+    for end in (0, 5, where[0] + 4):
+        path.write_bytes(whole[:end])
+        cut_to_media(path)
+        assert path.read_bytes() == whole[:end]  # nothing to be kept, nothing to be lost
+
+
+def write_parts(path: Path) -> Path:
+    """150 frames in parts of at most 30, as a recording is written."""
+    import av
+
+    with av.open(str(path), "w", options={"movflags": "frag_keyframe+empty_moov+default_base_moof"}) as file:
+        stream = file.add_stream("libx264", rate=30, options={"g": "30"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(150):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8), format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def test_a_recorder_that_meets_anything_else_ends_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline: Any = SimpleNamespace(live=None, grabber=Grabber(open_source("pattern")))
+    recorder = Recorder(tmp_path / "out.mp4", pipeline)
+    recorder.start()
+    (take,) = pipeline.grabber.listeners
+    pipeline.grabber.source.waits = True  # as a file that is read fast: nothing is left out, so nothing may block
+    for number in range(30):
+        take(Frame(np.zeros((48, 64), np.uint8), number / 30, number, number / 30))  # grey: no RGB picture
+    began = time.monotonic()
+    recorder.stop()
+    assert time.monotonic() - began < 15 and "the recording ends here, the rest goes on" in capsys.readouterr().err
 
 
 def test_a_kill_leaves_a_recording_that_can_be_played(onnx_artifact: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class Camera:
         self.size = (160, 120)
         self.port = 0
         self.rubbish = self.quiet = False
+        self.readers = 0
         self._server: ThreadingHTTPServer | None = None
         self._on = threading.Event()
 
@@ -43,6 +44,7 @@ class Camera:
                 self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
                 self.end_headers()
                 number = 0
+                camera.readers += 1
                 try:
                     while camera._on.is_set():
                         if camera.quiet:
@@ -55,6 +57,7 @@ class Camera:
                         time.sleep(0.04)
                 except OSError:
                     pass
+                camera.readers -= 1
                 self.close_connection = True
 
             def log_message(self, *_: Any) -> None: ...
@@ -110,6 +113,14 @@ def test_a_camera_that_goes_away_comes_back(onnx_artifact: Path) -> None:
         assert pipeline.events_ended >= 1  # the label did not hold through the gap
         pipeline.stop()
     camera.stop()
+
+
+def test_a_camera_is_free_once_it_is_no_longer_read() -> None:
+    camera = Camera()
+    with grabbing(camera) as grabber:
+        assert until(lambda: grabber.grabbed > 2) and camera.readers == 1
+        grabber.stop()
+        assert until(lambda: camera.readers == 0)
 
 
 def test_the_picture_changes_its_size() -> None:

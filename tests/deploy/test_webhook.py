@@ -154,6 +154,21 @@ def test_a_server_that_fails_is_tried_again(capsys: pytest.CaptureFixture[str]) 
     assert "s3cret" not in said
 
 
+def test_an_address_of_other_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def take(handler: Handler) -> None:
+        seen.append(handler.path)
+        handler.send_response(200)
+        handler.end_headers()
+
+    monkeypatch.setattr(Handler, "do_POST", take)
+    with receiving() as server, posting(server.url.replace("/events", "/événement%20a b".replace(" ", "+"))) as hook:
+        hook(live(1))
+        assert until(lambda: hook.sent == 1)
+    assert seen == ["/%C3%A9v%C3%A9nement%20a+b?key=s3cret"]
+
+
 def test_nobody_listens(capsys: pytest.CaptureFixture[str]) -> None:
     with receiving() as server:
         url = server.url
