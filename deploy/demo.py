@@ -82,7 +82,7 @@ def demo(
             pipeline.listeners.append(hook)
             stack.callback(hook.stop)
         if events is not None:
-            log = EventLog(events)
+            log = EventLog(events, session.about)
             pipeline.listeners.append(log)
             stack.callback(log.close)
         recorder = None if record is None else Recorder(record, pipeline)

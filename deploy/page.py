@@ -52,6 +52,7 @@ def state(session: Session, webhook: Webhook | None) -> dict[str, Any]:
         "rate": round(pipeline.label_rate.value(time.monotonic()), 2),
         "dropped": grabber.dropped,
         "trouble": session.trouble,
+        "refused": session.refused,
         "webhook": webhook.counts() if webhook else None,
         "current": current.to_json() if current else None,
         "seq": live.seq if live else 0,

@@ -7,6 +7,7 @@ import json
 import queue
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -150,8 +151,9 @@ class Recorder:
 class EventLog:
     """One JSON line per event, written when it ends and flushed, so that a crash loses at most the event that is on."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, about: Callable[[], dict[str, str]] = dict) -> None:
+        """about: what every line says besides, such as the source: it may change while the log goes on."""
+        self.path, self.about = path, about
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
@@ -163,7 +165,7 @@ class EventLog:
         if live.ended is None or self._failed:
             return
         try:
-            self._file.write(json.dumps(live.ended.to_json(), ensure_ascii=False) + "\n")
+            self._file.write(json.dumps({**live.ended.to_json(), **self.about()}, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
             self._failed = True

@@ -40,7 +40,8 @@ class Session:
         self.source = 0
         self.artifact = self.artifacts.index(pipeline.classifier.artifact.folder)
         self.number = 0  # grows with every switch
-        self.trouble = ""  # why the last switch did not happen
+        self.trouble = ""  # why the last switch did not happen, without paths and passwords
+        self.refused = 0  # switches that did not happen
         self._options, self._device = options, device
         self._lock = threading.Lock()
         self._switching = False
@@ -90,7 +91,10 @@ class Session:
                 self._to_source(number) if what == "source" else self._to_artifact(number)
                 self.trouble = ""
             except DtkdEdgeError as error:
-                self.trouble = error.message
+                place = str(self.sources[number] if what == "source" else self.artifacts[number])
+                name = source_name(place) if what == "source" else Path(place).resolve().name
+                self.trouble = error.message.replace(place, name)
+                self.refused += 1
                 say(f"not switched: {error.message}")
 
     def _to_source(self, number: int) -> None:
@@ -128,8 +132,11 @@ class Session:
 def source_name(spec: str) -> str:
     """How a page names a source: no folder, no name or password, no query."""
     if "://" in spec:
-        parts = urlsplit(spec)
-        return (parts.hostname or "") + parts.path.rstrip("/")
+        try:
+            parts = urlsplit(spec)
+            return (parts.hostname or "") + parts.path.rstrip("/")
+        except ValueError:  # no address at all: it will not open either
+            return "stream"
     if spec.isdigit():
         return f"camera {spec}"
     return WORDS.get(spec, Path(spec).name)

@@ -35,7 +35,8 @@ class AvSource(Source):
     """What PyAV can open. Damaged packets are passed over."""
 
     def __init__(self, url: str, *, format: str | None = None, options: dict[str, str] | None = None) -> None:
-        self.name = re.sub(r"(?<=://)[^/]*@", "", url)  # as messages name it: a camera's password is in its address
+        # As messages name it: a camera's password is in its address.
+        self.name = re.sub(r"(?<=://)[^/?]*@|\?.*", "", url) if "://" in url else url
         self._url = url
         self._format, self._options = format, options or {}
         self._container: Any = None

@@ -39,7 +39,7 @@ function connect() {
 }
 
 // --- what may be shown instead
-const trouble = { said: "", passed: "" };
+let refused = null; // attempts to switch that failed; null: not told yet
 function offer(what, names, at) {
   const select = $(what);
   $(`${what}-box`).hidden = names.length < 2;
@@ -48,21 +48,19 @@ function offer(what, names, at) {
 }
 for (const what of ["source", "artifact"]) {
   $(what).onchange = () => {
-    trouble.passed = trouble.said; // the reason of an earlier attempt
-    $("trouble").hidden = true;
+    $("trouble").hidden = true; // the reason of an earlier attempt
     socket.send(JSON.stringify({ [what]: Number($(what).value) }));
   };
 }
-function complain(text) {
-  trouble.said = text;
-  if (text === "") trouble.passed = "";
-  const news = text && text !== trouble.passed;
-  if (news && $("trouble").hidden) {
+function complain(text, count) {
+  if (refused !== null && count > refused) {
     offer("source", hello.sources, hello.source_at);
     offer("artifact", hello.artifacts, hello.artifact_at);
+    $("trouble").textContent = `Not switched: ${text}`;
+    $("trouble").hidden = false;
   }
-  $("trouble").hidden = !news;
-  $("trouble").textContent = text && `Not switched: ${text}`;
+  if (!text) $("trouble").hidden = true;
+  refused = count;
 }
 
 function greet(data) {
@@ -140,7 +138,7 @@ function update(data) {
   number("s-rate", data.seq ? fixed(data.rate) : null, "/s");
   number("s-fps", fixed(data.fps), "fps");
   number("s-dropped", data.dropped.toLocaleString(), "");
-  complain(data.trouble);
+  complain(data.trouble, data.refused);
   $("hook").hidden = !data.webhook;
   if (data.webhook) {
     const lost = data.webhook.failed + data.webhook.dropped;

@@ -55,6 +55,7 @@ def test_a_file_read_fast_is_read_whole_and_the_same_every_time(onnx_artifact: P
         assert process.returncode == 0, said
         assert re.search(r"150 frames, \d+ labels: 5\.0 s of video in", said), said
         logs.append(log.read_text())
+    assert {(e["source"], e["model"]) for e in map(json.loads, logs[0].splitlines())} == {("clip.mp4", "tiny-onnx")}
     assert logs[0] == logs[1] and 4.5 < json.loads(logs[0].splitlines()[-1])["end"] <= 5  # dated by the file's own time
     recording = Video(tmp_path / "out.mp4")
     assert len(recording) == 150 and recording.duration == pytest.approx(5.0, abs=0.1)

@@ -53,13 +53,13 @@ def test_the_page_switches(models: list[Path], tmp_path: Path, browser: Any) -> 
         assert until(lambda: page.locator("#label").inner_text().startswith("other "))
         assert page.locator("#artifact").input_value() == "1" and page.locator("#source").input_value() == "1"
 
-        for box, what in (("#source", "rtsp://127.0.0.1:9/live"), ("#artifact", "c-broken")):
+        for box, what in (("#source", "127.0.0.1:9/live"), ("#source", "127.0.0.1:9/live"), ("#artifact", "c-broken")):
             before = web.pipeline.inferences.count
             page.select_option(box, "2")
             assert until(lambda what=what: what in page.locator("#trouble").inner_text())
             assert until(lambda box=box: page.locator(box).input_value() == "1")  # it shows what still runs
             assert until(lambda before=before: web.pipeline.inferences.count > before + 3)
-            assert "s3cret" not in page.content()
+            assert "s3cret" not in page.content() and "pw=" not in page.content() and str(tmp_path) not in page.content()
         page.select_option("#source", "0")
         assert until(lambda: web.session.source == 0 and page.locator("#trouble").is_hidden())
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
