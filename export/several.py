@@ -70,7 +70,9 @@ def export_each(
     for request, taken in requests:
         try:
             made.append(export(folder, target=request.target.name, precision=request.precision, **shape, **taken, **common))
-        except DtkdEdgeError as error:
+        except Exception as raised:  # a defect of ours, or of a converter, costs this one and not the others
+            defect = DtkdEdgeError(f"{type(raised).__name__}: {raised}", "export it alone, with --debug")
+            error = raised if isinstance(raised, DtkdEdgeError) else defect
             say(f"error: {request.folder}: {error.message}")
             if error.hint:
                 say(f"  fix: {error.hint}")

@@ -31,7 +31,8 @@ REQUESTS = 16  # at a time
 BLOCK = 8 << 20
 AGAIN = "take the index and the shards of one and the same pack"
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+Group = Annotated[int, Field(gt=-(2**62), lt=2**62)]
 
 
 class Entry(BaseModel):
@@ -48,7 +49,7 @@ class Entry(BaseModel):
     sizes: list[Count]
     numbers: list[Count]
     labels: dict[str, list[Count]]
-    groups: list[int] | None = None
+    groups: list[Group] | None = None
     ids: list[str] | None = None
     parts: dict[str, dict[str, list[bool]]] = {}
     broken: dict[str, str] = {}
@@ -128,7 +129,7 @@ def read_index(root: Place) -> Index:
     if index.version != VERSION:
         raise DataError(f"{name}: version {index.version}, known is {VERSION}", "pack again, or use that dtkd-edge")
     for entry in index.shards:
-        if why := _at_odds(entry, index.classes, index.shards[0]):
+        if why := _at_odds(entry, index.classes, next(e for e in index.shards if e.split == entry.split)):
             raise DataError(f"{name}: {entry.name}: {why}", AGAIN)
     return index
 
@@ -137,6 +138,8 @@ def _at_odds(entry: Entry, classes: dict[str, list[str]], first: Entry) -> str:
     """Why an entry of the index cannot be; empty where it can."""
     if not entry.files:
         return "a shard without clips"
+    if not classes:
+        return "the index names no classes"
     for column, values in entry.columns():
         if len(values) != len(entry.files):
             return f"{len(values)} {column} of {len(entry.files)} clips"
@@ -151,6 +154,8 @@ def _at_odds(entry: Entry, classes: dict[str, list[str]], first: Entry) -> str:
             return f"{clip}: label {max(labels)} of head {head} is outside its {len(classes[head])} classes"
     if (entry.groups is None, entry.ids is None) != (first.groups is None, first.ids is None):
         return f"other columns than {first.name}"
+    if entry.split == first.split and {p: set(m) for p, m in entry.parts.items()} != {p: set(m) for p, m in first.parts.items()}:
+        return f"other parts than {first.name}"
     return ""
 
 

@@ -219,6 +219,18 @@ BROKEN = [
     ),
     (lambda root: edit(root, lambda index: index.update(version=9)), r"index\.json: version 9, known is 1"),
     (lambda root: edit(root, lambda index: index.pop("classes")), r"index\.json: no index of shards: classes Field required"),
+    (
+        lambda root: edit(root, lambda index: index.update(classes={})),
+        r"index\.json: train-000000\.tar: the index names no classes",
+    ),
+    (
+        lambda root: edit(root, lambda index: index["shards"][1].update(parts={"tail": {"action": [True] * 12}})),
+        r"index\.json: train-000001\.tar: other parts than train-000000\.tar",
+    ),
+    (
+        lambda root: edit(root, lambda index: index["shards"][0].update(groups=[2**70] * 12)),
+        r"index\.json: no index of shards: shards\.0\.groups\.0 Input should be less than",
+    ),
     (lambda root: (root / "index.json").write_text("{"), r"index\.json: no index of shards"),
     (lambda root: (root / "index.json").unlink(), r"index\.json: no index of shards|index\.json: file missing"),
 ]
@@ -346,10 +358,13 @@ def test_stored_teacher_outputs_are_those_of_the_shard(own: Path, shards: Path) 
 
 
 def test_urls_belong_to_kind_shards(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data\.root: kind folder reads a folder, not https://"):
+    with pytest.raises(RecipeError, match=r"data\.root: kind folder reads a folder, not a URL"):
         open_split(DataConfig.model_validate({"kind": "folder", "root": "https://host/set"}), "train")
     with pytest.raises(RecipeError, match=r"s3:// is not read: expected a folder, or http:// or https://"):
         check("shards", overrides=["data.root=s3://bucket/set"], json=None)
+    for root in ("https://me:secret@host/set", "https:///set", "http://host:port/set", "http://[bad/set"):
+        with pytest.raises(RecipeError, match=r"data\.root: (expected https://HOST/PATH|no URL: )"):
+            check("shards", overrides=[f"data.root={root}"], json=None)
     with pytest.raises(DataError, match=r"data\.root: kind shards needs the folder or URL"):
         check("shards", overrides=[], json=None)
     config = DataConfig.model_validate({"kind": "shards", "root": "https://host/set/"})

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from dtkd_edge.artifact import Artifact
 from dtkd_edge.cli import app
-from dtkd_edge.errors import MissingDependency, UsageError, VerificationError
+from dtkd_edge.errors import DtkdEdgeError, MissingDependency, UsageError, VerificationError
 from dtkd_edge.export.several import export_each
 
 
@@ -81,3 +81,15 @@ def test_several_targets_are_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(UsageError, match="an exported artefact"):
         export_each(tmp_path, target=["tensorrt,onnx"])
+
+
+def test_a_defect_in_one_costs_that_one(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(folder: Path, *, target: str, **_: Any) -> Path:
+        if target == "onnx":
+            raise RuntimeError("a converter's own words")
+        return folder / target
+
+    monkeypatch.setattr("dtkd_edge.export.several.export", fails)
+    with pytest.raises(DtkdEdgeError, match="1 of 2 exports did not end well: onnx-fp32; finished: ") as raised:
+        export_each(run, target=["onnx", "openvino"])
+    assert raised.value.exit_code == 1 and "error: onnx-fp32: RuntimeError: a converter's own words" in capsys.readouterr().err
