@@ -42,6 +42,7 @@ from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.av import import_av
 from dtkd_edge.deploy.sources.pattern import draw
 from dtkd_edge.errors import NotHereError
+from dtkd_edge.exits import reported
 
 FPS = 30.0
 MODELS = 1.5  # of the model's median that an age may take besides one frame interval
@@ -206,4 +207,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    reported(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dtkd_edge.errors import DataError
+from dtkd_edge.exits import reported
 from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.video import read_input
 
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -21,6 +21,7 @@ from dtkd_edge.artifact import Artifact
 from dtkd_edge.deploy.classifier import Classifier
 from dtkd_edge.deploy.command import DECODERS, VIDEO_SUFFIXES, predict_all
 from dtkd_edge.errors import DataError
+from dtkd_edge.exits import reported
 
 
 def measure(classifier: Classifier, videos: list[Path], repeats: int) -> dict[str, list[float]]:
@@ -85,4 +86,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

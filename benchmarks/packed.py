@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtkd_edge.errors import DataError
+from dtkd_edge.exits import reported
 from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.video import Video, read_input
 
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtkd_edge.exits import reported
 from dtkd_edge.preprocess import Sampling
 
 if TYPE_CHECKING:
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from dtkd_edge import __version__
-from dtkd_edge.errors import DtkdEdgeError, UsageError
+from dtkd_edge.errors import UsageError
+from dtkd_edge.exits import reported
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
 
 app = typer.Typer(
@@ -371,45 +369,8 @@ def data_pack(
     pack(recipe, out, overrides=set_ or [], settings=Settings(short, crf, keyframes), jobs=jobs, json=json)
 
 
-EXTRAS = {  # which extra brings a library that the base does not have
-    "train": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "tensorboard"),
-    "openvino": ("openvino",),
-    "demo": ("starlette", "uvicorn", "websockets", "av"),
-    "tensorrt": ("tensorrt", "cuda"),
-}
-
-
 def main() -> None:
-    """The console script: run a command, and turn an error into its two lines and its exit code."""
+    """The console script."""
     debug = "--debug" in sys.argv[1:]
     arguments = [a for a in sys.argv[1:] if a != "--debug"]  # works before and after the command
-    try:
-        app(args=arguments, standalone_mode=True)
-    except DtkdEdgeError as error:
-        _fail(error.message, error.hint, error.exit_code, debug)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        library = (error.name or "").partition(".")[0]
-        if library == "dtkd_edge":
-            _fail(f"unexpected: {error}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
-        extra = next((name for name, brought in EXTRAS.items() if library in brought), "all")
-        _fail(f"the Python library {library} is not installed", f'pip install "dtkd-edge[{extra}]"', 4, debug)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
-            _fail(f"unexpected: {error}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{os.strerror(error.errno or 0).lower()}", "give another path, or make room there", 3, debug)
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        _fail(f"unexpected: {said}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
-
-
-def _fail(message: str, hint: str, code: int, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"  fix: {' '.join(hint.split())}", file=sys.stderr)
-    sys.exit(code)
+    reported(lambda: app(args=arguments, standalone_mode=True), debug)

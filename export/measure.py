@@ -26,6 +26,7 @@ from dtkd_edge.artifact import MANIFEST, AccuracyPart, Artifact
 from dtkd_edge.console import say, write_result
 from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.errors import UsageError
+from dtkd_edge.exits import reported
 from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import open_gate
 from dtkd_edge.export.targets import Request
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import typer
 
-from dtkd_edge import cli, errors
+from dtkd_edge import cli, errors, exits
 
 
 def tree(cls: type[errors.DtkdEdgeError]) -> list[type[errors.DtkdEdgeError]]:
@@ -110,7 +110,7 @@ def test_extras_named_by_the_command_line_bring_those_libraries() -> None:
 
     declared = metadata("dtkd-edge").get_all("Requires-Dist") or []
     names = {"cuda": "cuda-python"}
-    for extra, libraries in cli.EXTRAS.items():
+    for extra, libraries in exits.EXTRAS.items():
         for library in libraries:
             name = names.get(library, library)
             assert any(r.startswith(name) and f'extra == "{extra}"' in r for r in declared), f"{library} is not in [{extra}]"

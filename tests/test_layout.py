@@ -26,6 +26,7 @@ GROUND = (
     "recipe",
     "runs",
     "console",
+    "exits",
     "plots",
     "page",
     "recipe_page",

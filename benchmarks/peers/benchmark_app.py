@@ -17,6 +17,7 @@ from pathlib import Path
 from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.peers.overhead import ours
 from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.exits import reported
 
 # Its program, wherever pip put it: the module of that name has no __main__.
 _TOOL = [sys.executable, "-c", "from openvino.tools.benchmark.main import main; main()"]
@@ -55,4 +56,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

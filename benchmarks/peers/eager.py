@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dtkd_edge.benchmarks.peers.students import open_torch
 from dtkd_edge.benchmarks.peers.turns import Query, clip_artifacts, compare, options
 from dtkd_edge.deploy.backends import Backend, open_backend
+from dtkd_edge.exits import reported
 
 
 def torch_query(run: Path, frames: NDArray[np.uint8], threads: int, compiled: bool) -> Query:
@@ -52,4 +53,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

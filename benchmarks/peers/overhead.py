@@ -19,6 +19,7 @@ from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.queries import make_inputs, make_query
 from dtkd_edge.benchmarks.scenarios import SCENARIOS, Budget, Subject, run_closed
 from dtkd_edge.deploy.backends import Backend, open_backend
+from dtkd_edge.exits import reported
 
 
 def ours(backend: Backend, seconds: float) -> float:
@@ -83,4 +84,4 @@ def openvino_request(artifact: Artifact, threads: int) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dtkd_edge.benchmarks.peers.students import constants, normalised, open_torch
 from dtkd_edge.benchmarks.peers.turns import Query, clip_artifacts, compare, find_videos, options
 from dtkd_edge.deploy.backends import Backend, open_backend
+from dtkd_edge.exits import reported
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.video import read_input
 
@@ -106,4 +107,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

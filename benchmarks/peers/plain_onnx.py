@@ -13,6 +13,7 @@ import numpy as np
 from dtkd_edge.benchmarks.peers.students import constants, normalised, open_plain_onnx
 from dtkd_edge.benchmarks.peers.turns import clip_artifacts, compare, options
 from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.exits import reported
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

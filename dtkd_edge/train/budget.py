@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dtkd_edge.console import print_table, say
 from dtkd_edge.errors import UsageError
+from dtkd_edge.exits import reported
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,20 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def _counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError(text)
+    return counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cost", type=Path, help="what step_cost --json wrote")
     parser.add_argument("--clips", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--views", type=int, default=8, help="of the teacher cache")
-    parser.add_argument("--devices", default="1,8,64", help="comma separated")
+    parser.add_argument("--devices", type=_counts, default="1,8,64", help="comma separated")
     parser.add_argument("--decode-ms", type=float, help="one core's time for a clip, from dtkd_edge.benchmarks.loader")
     parser.add_argument(
         "--times",
@@ -127,7 +135,6 @@ def main() -> None:
         faster = {name: getattr(cost, name) / options.times for name in ("student", "teachers", "step", "cached")}
         cost = Cost(batch=cost.batch, clip=cost.clip, stored=cost.stored, **faster)
         where += f", assumed {options.times:g} times as fast"
-    devices = [int(part) for part in options.devices.split(",")]
     say(f"measured: {where}; a step of {cost.batch} clips {cost.step:.3g} s, with stored teachers {cost.cached:.3g} s")
     print_table(
         table(
@@ -135,11 +142,11 @@ def main() -> None:
             clips=options.clips,
             epochs=options.epochs,
             views=options.views,
-            devices=devices,
+            devices=options.devices,
             decode_ms=options.decode_ms,
         )
     )
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -169,7 +169,8 @@ def evaluate(
     if json != "-" and result["heads"]:
         print_table(_eval_table(result))
     if submission is not None:
-        say(f"submission: {submission}: {result['n']} segments" + ("" if result["heads"] else ", which have no labels to score"))
+        scored = "" if result["heads"] else ", not scored: they have no labels, or of classes that the model lacks"
+        say(f"submission: {submission}: {result['n']} segments{scored}")
         if missing:
             say(f"{submission}: lacks {len(missing)} segments that do not decode, such as {missing[0]}: the challenge wants all")
     if confusion is not None and result["heads"]:

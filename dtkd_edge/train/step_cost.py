@@ -27,6 +27,7 @@ import torch
 
 from dtkd_edge import recipe as recipes
 from dtkd_edge.distill.task import DistillationTask
+from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json
 from dtkd_edge.models import VideoModel
 from dtkd_edge.recipe import DistillConfig, ModelConfig, Recipe
@@ -154,4 +155,4 @@ def device_name(device: torch.device) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -50,7 +50,8 @@ class TeacherCache:
     def __init__(self, folder: Path, task: DistillationTask, data: ClipDataset, engine: Engine, workers: int | None) -> None:
         assert data.views is not None
         self.task, self.data, self.engine, self.device, self.workers = task, data, engine, engine.device, workers
-        # Per teacher, so that a method that reads one of the two finds what a method that reads both has stored.
+        # Per teacher, so that a method that reads one of the two finds what a method that reads both has stored; in dense
+        # sampling only where both teachers read the same frames: a clip is placed by the longest network that reads it.
         made_with = (engine.precision, task.config.branch.grid)
         self.folders = {name: folder / f"{name}-{cache_key(t, data, *made_with)}" for name, t in task.teachers.items()}
         self._view = -1

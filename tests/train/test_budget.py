@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_a_step_is_measured_and_made_into_a_table(
     main()
     shown = capsys.readouterr()
     assert "1,000 clips, 10 epochs" in shown.out and shown.out.count("every step") == 2 and "measured: quickstart" in shown.err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["none.json"], 2), (["none.json", "--devices", "1,0"], 2)])
+def test_the_command_says_what_is_wrong(arguments: list[str], code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dtkd_edge.train.budget", *arguments, "--clips", "9", "--epochs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == code and "error: " in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_file_that_is_not_from_step_cost_is_refused(tmp_path: Path) -> None:

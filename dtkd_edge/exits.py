@@ -1,0 +1,59 @@
+"""How a command ends: an error as its two lines and its exit code. No torch.
+
+The console script and every `python -m dtkd_edge.…` go through `reported`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from dtkd_edge.errors import DtkdEdgeError
+
+EXTRAS = {  # which extra brings a library that the base does not have
+    "train": ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "tensorboard"),
+    "openvino": ("openvino",),
+    "demo": ("starlette", "uvicorn", "websockets", "av"),
+    "tensorrt": ("tensorrt", "cuda"),
+}
+
+
+def reported(call: Callable[[], int | None], debug: bool = False) -> None:
+    """Run a command; what it raises becomes two lines on standard error and the exit code of errors.py."""
+    try:
+        code = call()
+    except DtkdEdgeError as error:
+        _fail(error.message, error.hint, error.exit_code, debug)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library == "dtkd_edge":
+            _fail(f"unexpected: {error}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
+        extra = next((name for name, brought in EXTRAS.items() if library in brought), "all")
+        _fail(f"the Python library {library} is not installed", f'pip install "dtkd-edge[{extra}]"', 4, debug)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+            _fail(f"unexpected: {error}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{os.strerror(error.errno or 0).lower()}", "give another path, or make room there", 3, debug)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        _fail(f"unexpected: {said}", "a defect of dtkd-edge: please report it with the output of --debug", 1, debug)
+    else:
+        if code:
+            sys.exit(code)
+
+
+def _fail(message: str, hint: str, code: int, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"  fix: {' '.join(hint.split())}", file=sys.stderr)
+    sys.exit(code)
