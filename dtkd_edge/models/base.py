@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from dtkd_edge.errors import RecipeError
 
 Role = Literal["student", "cnn-teacher", "vit-teacher"]
 Tensors = dict[str, Tensor]
@@ -122,3 +125,15 @@ def fit_clip(frames: Tensor, info: ModelInfo) -> Tensor:
     mean = clips.new_tensor(info.mean).view(1, 3, 1, 1, 1)
     std = clips.new_tensor(info.std).view(1, 3, 1, 1, 1)
     return (clips - mean) / std
+
+
+def triple(value: Any, default: Any) -> tuple[float, float, float]:
+    """mean or std as an option gives it, one number or three; `default` where it is None."""
+    if value is None:
+        value = default
+    if isinstance(value, (int, float)):
+        value = (value, value, value)
+    r, g, b = (float(v) for v in value)
+    if not all(math.isfinite(v) for v in (r, g, b)):
+        raise RecipeError(f"options: mean and std must be finite, got {value}", "give one number or three")
+    return r, g, b

@@ -20,6 +20,7 @@ EXAMPLES = {
         *("tsm_efficientnet_b0", "tsm_resnet18", "tsm_resnet50"),
     ],
     "vit_*": ["vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"],
+    "vit_hybrid_*": ["vit_hybrid_mobilenetv2_100"],
 }
 CLASSES = 400  # of Kinetics-400, for which most are published
 COLUMNS = ("name", "role", "clip", "parameters", "MACs", "feature taps (channels)", "mean, std", "published checkpoints")

@@ -6,14 +6,13 @@ residual branch, in inverted residual blocks only where they have a skip connect
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 from torch import Tensor, nn
 
 from dtkd_edge.errors import RecipeError
-from dtkd_edge.models.base import Heads, Layout, ModelInfo, VideoModel
+from dtkd_edge.models.base import Heads, Layout, ModelInfo, VideoModel, triple
 from dtkd_edge.models.layouts import Pattern, rename, substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import Shift, fold_time, unfold_time
@@ -111,19 +110,8 @@ def tsm(
         ("student", "cnn-teacher"),
         frames=t,
         size=size or 224,
-        mean=_triple(mean, config["mean"]),
-        std=_triple(std, config["std"]),
+        mean=triple(mean, config["mean"]),
+        std=triple(std, config["std"]),
         taps=taps,
     )
     return TSM(info, backbone, heads, dropout)
-
-
-def _triple(value: Any, default: Any) -> tuple[float, float, float]:
-    if value is None:
-        value = default
-    if isinstance(value, (int, float)):
-        value = (value, value, value)
-    r, g, b = (float(v) for v in value)
-    if not all(math.isfinite(v) for v in (r, g, b)):
-        raise RecipeError(f"options: mean and std must be finite, got {value}", "give one number or three")
-    return r, g, b

@@ -11,6 +11,7 @@ EXAMPLES = {
     "tsm_*": [("tsm_mobilenetv2_035", 64), ("tsm_resnet18", 64), ("tsm_mobilenetv3_large_100", 64), ("tsm_efficientnet_b0", 64)],
     "vit_tubelet": [("vit_tubelet", 96)],
     "vit_*": [("vit_tiny_patch16_224", 32), ("vit_deit_tiny_patch16_224", 32)],
+    "vit_hybrid_*": [("vit_hybrid_mobilenetv2_035", 64), ("vit_hybrid_resnet18", 64)],
     "mvit_v2_s": [("mvit_v2_s", 64)],
     **{f"videomae_{size}": [(f"videomae_{size}", 32)] for size in ("small", "base", "large")},
 }
