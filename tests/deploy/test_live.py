@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber, Source, SourceLost
 from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.page import to_jpeg
 from dtkd_edge.deploy.pipeline import Pipeline
+from dtkd_edge.deploy.recorder import Recorder
 from dtkd_edge.deploy.smoothing import Ema, Gate
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.pattern import MOTIONS, SEGMENT_S, draw, motion_at
@@ -266,3 +268,56 @@ def test_settings_are_checked() -> None:
     for wrong in ({"threshold": 0.2, "release": 0.5}, {"threshold": 1.5}, {"smoothing": -1}, {"rate": 0}):
         with pytest.raises(UsageError):
             Settings(**wrong)
+
+
+class Still(Source):
+    """The same few pictures, which nobody may write to."""
+
+    name = "still"
+
+    def __init__(self) -> None:
+        self.pictures = [draw(at, 160, 120) for at in range(4)]
+        for picture in self.pictures:
+            picture.flags.writeable = False
+        self.reads = 0
+
+    def open(self) -> None: ...
+
+    def read(self) -> tuple[np.ndarray, None]:
+        time.sleep(0.02)
+        self.reads += 1
+        return self.pictures[self.reads % 4], None
+
+    def close(self) -> None: ...
+
+
+def test_a_picture_is_handed_on_and_never_copied_or_written_to(onnx_artifact: Path, tmp_path: Path) -> None:
+    """From the source through the slot to recorder, page and sampler: the very array that the source gave."""
+    source = Still()
+    given = {id(picture) for picture in source.pictures}
+    handed: list[int] = []
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        pipeline = Pipeline(classifier, Grabber(source), Settings(clip_seconds=0.4, threshold=0.0, release=0.0))
+        recorder = Recorder(tmp_path / "out.mp4", pipeline)
+        pipeline.grabber.listeners.append(lambda frame: handed.append(id(frame.image)))
+        recorder.start()
+        pipeline.start()
+        deadline = time.monotonic() + 20
+        while (pipeline.inferences.count < 10 or recorder.written < 10) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        newest = pipeline.grabber.latest().image  # what the page encodes
+        to_jpeg(newest)
+        handed.append(id(newest))
+        pipeline.stop()
+        recorder.stop()
+        assert pipeline.failure() is None and pipeline.inferences.count >= 10 and recorder.written >= 10
+        assert len(handed) > 20 and set(handed) == given
+
+
+def test_a_decoded_picture_is_the_decoders_own_memory(tmp_path: Path) -> None:
+    """The change of colour space is the one pass over the picture; what it wrote is what everybody reads."""
+    source = open_source(str(write_mp4(tmp_path / "clip.mp4", frames=3, size=(96, 64))))
+    source.open()
+    read = source.read()
+    assert read is not None and read[0].shape == (64, 96, 3) and not read[0].flags.owndata
+    source.close()
