@@ -26,9 +26,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.release <= self.threshold <= 1:
-            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: 0 ≤ release ≤ threshold ≤ 1 must hold")
-        if self.smoothing < 0 or (self.rate is not None and self.rate <= 0):
-            raise UsageError(f"smoothing {self.smoothing:g}, rate {self.rate}: must not be negative")
+            between = "0 ≤ release ≤ threshold ≤ 1 must hold"
+            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: {between}", "0.5 and 0.35 are usual")
+        if self.smoothing < 0:
+            raise UsageError(f"smoothing {self.smoothing:g}: must not be negative", "0 switches it off")
+        if self.rate is not None and self.rate <= 0:
+            raise UsageError(f"rate {self.rate:g}: must be above 0", "leave it out for one label with every frame")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ def test_a_file_read_fast_is_read_whole_and_the_same_every_time(onnx_artifact: P
     assert logs[0] == logs[1] and 4.5 < json.loads(logs[0].splitlines()[-1])["end"] <= 5  # dated by the file's own time
     recording = Video(tmp_path / "out.mp4")
     assert len(recording) == 150 and recording.duration == pytest.approx(5.0, abs=0.1)
+    last = recording.read([149])[0].astype(int)
+    assert (last[..., 1] - last[..., 0] > 60).sum() > 30  # the label, in green, holds to the last frame
 
 
 def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None:
