@@ -265,9 +265,3 @@ class Pipeline:
 
     def current(self) -> Event | None:
         return self._gate.current
-
-    def next(self, after: int, timeout: float = 0.5) -> Live | None:
-        """The newest Live with a number above `after`; None after the timeout or when it is over."""
-        with self._news:
-            self._news.wait_for(lambda: (self.live is not None and self.live.seq > after) or not self.running, timeout)
-            return self.live if self.live is not None and self.live.seq > after else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploy_cases import write_mp4
+from deploy_cases import write_colours, write_film, write_mp4
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -236,6 +236,19 @@ def test_every_step_of_a_file_that_is_read_fast(onnx_artifact: Path, tmp_path: P
         newest = round(at * 30)
         wanted = np.stack([frames[newest - 3 * back] for back in range(7, -1, -1)])
         assert np.abs(clip.astype(int) - wanted).mean() < 3  # two decoders
+
+
+def test_a_slow_reader_misses_labels_and_no_event(tmp_path: Path) -> None:
+    """A film of three colours, played once; the reader sleeps longer than a scene lasts."""
+    film = write_film(tmp_path / "film.mp4", seconds=0.8)
+    with dtkd_edge.load(write_colours(tmp_path / "colours"), device="cpu") as classifier:
+        began, ended, labels = [], [], 0
+        for live in classifier.stream(str(film), clip_seconds=0.2, smoothing=0.0):
+            labels += 1
+            began += [live.began.label] if live.began else []
+            ended += [live.ended.label] if live.ended else []
+            time.sleep(1.0)
+    assert began == ended == ["red", "green", "blue"] and labels < 12  # of 24 frames
 
 
 def test_stopping_leaves_no_thread_and_ends_the_event(onnx_artifact: Path) -> None:
