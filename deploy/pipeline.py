@@ -56,7 +56,7 @@ class Pipeline:
         if self._waits and not self._streaming:
             self._every = 1 / self.settings.rate if self.settings.rate else spacing
         self._window = Window(1 if self._streaming else manifest.preprocess.sampling.frames, spacing)
-        self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.release)
+        self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.released)
         self._newest: Frame | None = None  # of the window; None when its clip was taken
         self._sampled = False  # the last frame is in the window
         self._away = False  # no frame came for longer than a clip

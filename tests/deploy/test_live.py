@@ -281,6 +281,7 @@ def test_settings_are_checked() -> None:
     for wrong in ({"threshold": 0.2, "release": 0.5}, {"threshold": 1.5}, {"smoothing": -1}, {"rate": 0}):
         with pytest.raises(UsageError):
             Settings(**wrong)
+    assert Settings(threshold=0.2).released == pytest.approx(0.14) and Settings(release=0.1).released == 0.1
 
 
 class Still(Source):
