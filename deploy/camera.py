@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.console import say
 from dtkd_edge.errors import DtkdEdgeError
 
-BACKOFF_S = (0.5, 8.0)  # first and longest pause between attempts to reconnect
+BACKOFF_S = (0.5, 5.0)  # first and longest pause between attempts to reconnect
 RATE_WINDOW_S = 2.0  # frame rates are means over this long
 
 State = Literal["starting", "live", "reconnecting", "ended", "failed"]
@@ -172,8 +173,8 @@ class Grabber:
                 self.turned = time.monotonic()
                 try:
                     read = self.source.read()
-                except SourceLost:
-                    if not self._reconnect():
+                except SourceLost as reason:
+                    if not self._reconnect(reason):
                         return
                     continue
                 if read is None:
@@ -191,9 +192,11 @@ class Grabber:
             with suppress(Exception):
                 self.source.release()
 
-    def _reconnect(self) -> bool:
-        """Try until it works or somebody stops us, with a pause that doubles."""
+    def _reconnect(self, reason: SourceLost) -> bool:
+        """Try until it works or somebody stops us, with a pause that doubles. A log gets two lines, however long it takes."""
         self.state = "reconnecting"
+        say(f"--source {self.source.name}: lost ({reason}); trying to get it back")
+        lost = time.monotonic()
         pause, longest = self._backoff
         while not self._stop.wait(pause):
             self.turned = time.monotonic()
@@ -203,6 +206,7 @@ class Grabber:
             except (DtkdEdgeError, SourceLost):
                 continue
             self.reconnects += 1
+            say(f"--source {self.source.name}: back after {time.monotonic() - lost:.1f} s")
             return True
         return False
 

@@ -123,6 +123,8 @@ class Classifier:
     def stream(self, source: str = "0", **options: Any) -> Iterator[Live]:
         """Live labels of a camera number, file, URL or `pattern`: one `Live` per inference, until the source ends.
 
+        Who reads more slowly than labels come gets the newest, and misses none at which an event `began` or `ended`.
+
         The options are those of `dtkd_edge.deploy.live.Settings`, and width, height, fps, loop and fast of the source.
         """
         from dtkd_edge.deploy.stream import stream

@@ -193,9 +193,12 @@ def _window(session: Session, *_: Any) -> Show:
     def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
         ready()
         seen = 0
+        cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)  # Qt's own has a toolbar
         while not stopped.is_set() and not pipeline.wait(0):
             frame = pipeline.grabber.latest()
             if frame is not None and frame.index != seen:
+                if not seen:
+                    cv2.resizeWindow(title, frame.image.shape[1], frame.image.shape[0])
                 seen = frame.index
                 picture = overlay.draw(frame.image, pipeline.live, pipeline.grabber.fps)
                 cv2.imshow(title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

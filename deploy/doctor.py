@@ -88,7 +88,7 @@ def check_tensorrt() -> Check:
 
 def check_opencv() -> Check:
     """Optional: the window, and CSI cameras by GStreamer."""
-    from dtkd_edge.deploy.sources.device import OPENCV_HOW, has_gstreamer
+    from dtkd_edge.deploy.sources.device import GSTREAMER_HOW, OPENCV_HOW, has_gstreamer
 
     reason = _import_error("cv2")
     if reason:
@@ -96,7 +96,7 @@ def check_opencv() -> Check:
     import cv2
 
     streamer = "with" if has_gstreamer(cv2) else "without"
-    fix = "" if streamer == "with" else f"only a Jetson's CSI camera needs it: {OPENCV_HOW.partition('; ')[2]}"
+    fix = "" if streamer == "with" else f"only a Jetson's CSI camera needs it: {GSTREAMER_HOW}"
     return Check("OpenCV", "ok", f"{cv2.__version__} {streamer} GStreamer ({Path(cv2.__file__).parent})", fix)
 
 

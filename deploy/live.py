@@ -11,24 +11,34 @@ from dtkd_edge.deploy.classifier import Prediction
 from dtkd_edge.deploy.smoothing import Event
 from dtkd_edge.errors import UsageError
 
+RELEASE = 0.7  # of the threshold, where none is given
+
 
 @dataclass(frozen=True)
 class Settings:
     """clip_seconds: what a live clip spans (None: from the manifest); smoothing: seconds of the moving average;
-    threshold, release: probabilities at which a label comes and goes; rate: at most so many inferences a second (a file that is
-    read fast: so many per second of the file, by default one for each step between two frames of a clip)."""
+    threshold, release: probabilities at which a label comes and goes (release None: 0.7 × threshold); rate: at most so many
+    inferences a second (a file that is read fast: so many per second of the file, by default one for each step between two
+    frames of a clip)."""
 
     clip_seconds: float | None = None
     smoothing: float = 0.5
     threshold: float = 0.5
-    release: float = 0.35
+    release: float | None = None
     rate: float | None = None
 
+    @property
+    def released(self) -> float:
+        return RELEASE * self.threshold if self.release is None else self.release
+
     def __post_init__(self) -> None:
-        if not 0 <= self.release <= self.threshold <= 1:
-            raise UsageError(f"threshold {self.threshold:g}, release {self.release:g}: 0 ≤ release ≤ threshold ≤ 1 must hold")
-        if self.smoothing < 0 or (self.rate is not None and self.rate <= 0):
-            raise UsageError(f"smoothing {self.smoothing:g}, rate {self.rate}: must not be negative")
+        if not 0 <= self.released <= self.threshold <= 1:
+            between = "0 ≤ release ≤ threshold ≤ 1 must hold"
+            raise UsageError(f"threshold {self.threshold:g}, release {self.released:g}: {between}", "0.5 and 0.35 are usual")
+        if self.smoothing < 0:
+            raise UsageError(f"smoothing {self.smoothing:g}: must not be negative", "0 switches it off")
+        if self.rate is not None and self.rate <= 0:
+            raise UsageError(f"rate {self.rate:g}: must be above 0", "leave it out for one label with every frame")
 
 
 @dataclass(frozen=True)

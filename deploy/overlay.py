@@ -12,8 +12,11 @@ BAND = 0.16  # of the picture's height
 BLACK, WHITE, GREEN = (8, 11, 15), (255, 255, 255), (84, 214, 150)
 
 
-def draw(image: NDArray[np.uint8], live: Live | None, fps: float) -> NDArray[np.uint8]:
-    """uint8 RGB `[H, W, 3]` with a band at its lower edge → a new array; the frame itself is shared and never written to."""
+def draw(image: NDArray[np.uint8], live: Live | None, fps: float | None) -> NDArray[np.uint8]:
+    """uint8 RGB `[H, W, 3]` with a band at its lower edge → a new array; the frame itself is shared and never written to.
+
+    fps: None where age and rate mean nothing, because the source is read as fast as it goes.
+    """
     height, width = image.shape[:2]
     band = max(int(height * BAND), 24)
     out = image.copy()
@@ -23,9 +26,9 @@ def draw(image: NDArray[np.uint8], live: Live | None, fps: float) -> NDArray[np.
     small = ImageFont.load_default(size=max(band * 0.3, 10))
     middle = height - band / 2
     pad = band * 0.35
-    right = "" if live is None else f"{live.age * 1000:.0f} ms  {fps:.0f} fps"
+    right = "" if live is None or fps is None else f"{live.age * 1000:.0f} ms  {fps:.0f} fps"
     room = width - 2 * pad - (pen.textlength(right, font=small) + pad if right else 0)
-    if live is not None:
+    if right:
         pen.text((width - pad, middle), right, WHITE, font=small, anchor="rm")
     words = "…" if live is None else f"{live.label}  {live.score:.0%}" if live.label else "nothing certain"
     size = band * 0.5

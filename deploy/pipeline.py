@@ -56,9 +56,10 @@ class Pipeline:
         if self._waits and not self._streaming:
             self._every = 1 / self.settings.rate if self.settings.rate else spacing
         self._window = Window(1 if self._streaming else manifest.preprocess.sampling.frames, spacing)
-        self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.release)
+        self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.released)
         self._newest: Frame | None = None  # of the window; None when its clip was taken
         self._sampled = False  # the last frame is in the window
+        self._away = False  # no frame came for longer than a clip
         self._turned = {"sampler": time.monotonic(), "inference": time.monotonic()}
         self._news = threading.Condition()
         self._stop = threading.Event()
@@ -137,7 +138,8 @@ class Pipeline:
                 self._news.notify_all()
 
     def _sample(self) -> None:
-        preprocess = self.classifier.preprocess
+        preprocess, patience = self.classifier.preprocess, max(self._window.span, 1.0)
+        heard: float | None = None
         while not self._stop.is_set():
             self._turned["sampler"] = time.monotonic()
             running = self.grabber.running  # asked before: the last frame may come between the two lines
@@ -145,11 +147,18 @@ class Pipeline:
             if frame is None:
                 if not running:
                     return
+                if heard is not None and not self._waits and time.monotonic() - heard > patience:
+                    heard = None
+                    with self._news:
+                        self._away = True
+                        self._news.notify_all()
                 continue
             small = preprocess.frame(frame.image)
             with self._news:
                 if self._waits:
                     self._news.wait_for(lambda: self._newest is None or self._stop.is_set())
+                self._away |= heard is not None and frame.time - heard > patience
+                heard = frame.time
                 if self.started is None:
                     self.started = frame.time
                 self._window.add(frame.time, small)
@@ -163,7 +172,12 @@ class Pipeline:
             while not self._stop.is_set():
                 self._turned["inference"] = time.monotonic()
                 with self._news:
-                    self._news.wait_for(lambda: self._newest is not None or self._stop.is_set() or self._sampled, 0.5)
+                    self._news.wait_for(lambda: self._newest or self._away or self._stop.is_set() or self._sampled, 0.5)
+                    away, self._away = self._away, False
+                if away:
+                    self._broke_off(last)
+                    last = None
+                with self._news:
                     frame, self._newest = self._newest, None
                     if frame is None:
                         if self._sampled:
@@ -175,9 +189,6 @@ class Pipeline:
                     if not self._streaming and self._window.filled < MIN_FILLED:
                         continue
                     clip = self._window.clip()
-                gap = last is not None and frame.time - last > max(self._window.span, 1.0)
-                if gap:
-                    self._broke_off(last or 0.0)
                 due = max(due, frame.time - self._every / 2) + self._every
                 last = frame.time
                 self._step(clip, frame)
@@ -220,7 +231,7 @@ class Pipeline:
         for listener in self.listeners:
             listener(live)
 
-    def _broke_off(self, last: float) -> None:
+    def _broke_off(self, last: float | None) -> None:
         """The source was away for longer than a clip: nothing before it says anything about now."""
         self._ema.reset()
         self.classifier.backend.reset()
@@ -254,9 +265,3 @@ class Pipeline:
 
     def current(self) -> Event | None:
         return self._gate.current
-
-    def next(self, after: int, timeout: float = 0.5) -> Live | None:
-        """The newest Live with a number above `after`; None after the timeout or when it is over."""
-        with self._news:
-            self._news.wait_for(lambda: (self.live is not None and self.live.seq > after) or not self.running, timeout)
-            return self.live if self.live is not None and self.live.seq > after else None

@@ -63,7 +63,7 @@ class Recorder:
         self._stream: Any = None
         self._first = 0.0
         self._last_tick = -1
-        self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[tuple[Frame, Live | None] | None] = queue.Queue(QUEUE)
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,19 +88,20 @@ class Recorder:
             say(f"recorded {self.written} frames to {self.path}" + (f", left out {self.skipped}" if self.skipped else ""))
 
     def _take(self, frame: Frame) -> None:
+        taken = (frame, self.pipeline.live)  # what was known when it came: the encoder may be some frames behind
         if self.pipeline.grabber.source.waits:
-            self._queue.put(frame)
+            self._queue.put(taken)
             return
         try:
-            self._queue.put_nowait(frame)
+            self._queue.put_nowait(taken)
         except queue.Full:
             self.skipped += 1
 
     def _run(self) -> None:
-        frame: Frame | None = None
+        taken: tuple[Frame, Live | None] | None = None
         try:
-            while (frame := self._queue.get()) is not None:
-                self._write(frame)
+            while (taken := self._queue.get()) is not None:
+                self._write(*taken)
             self._close()
         except Exception as error:  # whatever it is: the queue has to be emptied, or neither a fast source nor `stop` goes on
             say(f"--record {self.path}: {getattr(error, 'strerror', None) or error}; the recording ends here, the rest goes on")
@@ -110,11 +111,12 @@ class Recorder:
             with suppress(OSError):
                 if self._file is not None:
                     cut_to_media(self.path)
-            while frame is not None:
-                frame = self._queue.get()
+            while taken is not None:
+                taken = self._queue.get()
 
-    def _write(self, frame: Frame) -> None:
-        picture = overlay.draw(frame.image, self.pipeline.live, self.pipeline.grabber.fps)
+    def _write(self, frame: Frame, live: Live | None) -> None:
+        grabber = self.pipeline.grabber
+        picture = overlay.draw(frame.image, live, None if grabber.source.waits else grabber.fps)
         if self._file is None:
             self._open(picture, frame)
         size = (self._stream.width, self._stream.height)

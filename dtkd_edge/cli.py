@@ -275,7 +275,7 @@ def demo(
         artifact, source=source or ["0"], view=view, host=host, port=port, token=token, record=record, events=events,
         webhook=webhook, webhook_hosts=webhook_host, device=device, loop=loop,
         source_options=SourceOptions(width, height, fps, fast=fast),
-        settings=Settings(clip_seconds, smoothing, threshold, 0.7 * threshold, rate),
+        settings=Settings(clip_seconds, smoothing, threshold, rate=rate),
     )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ class AvSource(Source):
         try:
             timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
             self._container = av.open(self._url, format=self._format, options=self._options, timeout=timeout)
+        except av.error.ExitError as error:
+            raise self._absent(f"nothing came within {OPEN_TIMEOUT_S:.0f} s") from error
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise self._absent(getattr(error, "strerror", None) or str(error)) from error
         if not self._container.streams.video:
@@ -80,8 +82,10 @@ class AvSource(Source):
                 broken += 1
                 if broken > BROKEN_PACKETS:
                     raise SourceLost("too many damaged packets") from None
+            except av.error.ExitError as error:
+                raise SourceLost(f"nothing came for {READ_TIMEOUT_S:.0f} s") from error
             except (av.error.FFmpegError, OSError) as error:
-                raise SourceLost(str(error)) from error
+                raise SourceLost(error.strerror or type(error).__name__) from error  # its text would hold the address
 
     def read(self) -> tuple[NDArray[np.uint8], float | None] | None:
         frame = next(self._frames, None)

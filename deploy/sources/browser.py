@@ -60,6 +60,6 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             if image.width * image.height > MAX_PIXELS or min(image.size) < 16:
                 return None
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError):
         return None

@@ -17,7 +17,8 @@ from dtkd_edge.deploy.sources.av import AvSource
 from dtkd_edge.errors import DtkdEdgeError, MissingDependency, MissingDevice
 
 HOW = "plug one in, or try: --source pattern, --source FILE, --source browser"
-OPENCV_HOW = "pip install opencv-python; on a Jetson use JetPack's own OpenCV: a venv made with --system-site-packages"
+GSTREAMER_HOW = "on a Jetson use JetPack's own OpenCV: a venv made with --system-site-packages, without pip's opencv-python"
+OPENCV_HOW = f"pip install opencv-python; {GSTREAMER_HOW}"
 CSI_PIPELINE = (
     "nvarguscamerasrc sensor-id={number} ! video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1 ! "
     "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
@@ -63,7 +64,7 @@ class OpenCvCamera(Source):
         self._lock = threading.Lock()  # releasing a capture that another thread reads crashes OpenCV
         self._closed = False
         if spec.startswith("csi") and not has_gstreamer(cv2):
-            raise MissingDependency(f"--source {spec}: this OpenCV ({cv2.__file__}) has no GStreamer", OPENCV_HOW)
+            raise MissingDependency(f"--source {spec}: this OpenCV ({cv2.__file__}) has no GStreamer", GSTREAMER_HOW)
 
     def open(self) -> None:
         cv2, options = self._cv2, self._options

@@ -98,6 +98,7 @@ async function picture(buffer) {
     const image = await createImageBitmap(new Blob([buffer], { type: "image/jpeg" }));
     if (canvas.width !== image.width || canvas.height !== image.height) {
       [canvas.width, canvas.height] = [image.width, image.height];
+      document.querySelector(".stage").style.aspectRatio = `${image.width} / ${image.height}`;
     }
     context.drawImage(image, 0, 0);
     image.close();
@@ -219,8 +220,9 @@ function list() {
     item.innerHTML = '<i></i><span class="what"></span><span class="how"></span><span class="when"></span>';
     item.querySelector(".what").textContent = event.label;
     item.querySelector(".how").textContent = event.end === null ? "now" : `${(event.end - event.start).toFixed(1)} s`;
-    item.querySelector(".when").textContent = time(event.start);
-    if (event.time) item.title = new Date(event.time).toLocaleString();
+    // A live source: the time of day. A file that is read fast: the place in it.
+    item.querySelector(".when").textContent = event.time ? new Date(event.time).toLocaleTimeString([], { hour12: false }) : time(event.start);
+    item.title = `${event.time ? new Date(event.time).toLocaleString() + ", " : ""}${time(event.start)} after the start, at most ${percent(event.score)}`;
     return item;
   }));
 }
@@ -250,7 +252,7 @@ function timeline() {
       segment.style.left = `${left * 100}%`;
       segment.style.width = `calc(${Math.max(0, 1 - (now - end) / SPAN - left) * 100}% - 2px)`;
       const pixels = (end - Math.max(event.start, now - SPAN)) / SPAN * wide;
-      segment.style.fontSize = pixels < event.label.length * 7.4 + 16 ? "0" : ""; // half a word says nothing: the colour does
+      segment.classList.toggle("narrow", pixels < event.label.length * 7.4 + 16); // half a word says nothing: the colour does
     }
     for (const [key, segment] of segments) if (!seen.has(key)) { segment.remove(); segments.delete(key); }
   }

@@ -21,6 +21,8 @@ def test_every_line_is_there(onnx_artifact: Path, tmp_path: Path) -> None:
     assert 0 < age["labels"] <= age["frames"] <= 65 and 0 < age["model_ms"]["p50"] <= age["age_ms"]["p50"] <= age["age_ms"]["p90"]
     assert age["limit_ms"] == pytest.approx(1000 / 30 + 1.5 * age["model_ms"]["p50"], abs=0.05)
     assert [len(rates) for rates in viewers["labels_per_second"].values()] == [1, 1] and viewers["slow"] == 0
-    assert soak["memory_mb"]["last"] > 20 and soak["threads"][0] > 4
+    assert len(soak["age_p90_ms"]) == 5 and all(0 < p90 < 1000 for p90 in soak["age_p90_ms"]) and soak["labels"] > 10
+    assert min(soak["memory_mb"]) > 20 and soak["threads"][0] > 4
+    assert soak["growth_mb"] == pytest.approx(soak["memory_mb"][1] - soak["memory_mb"][0], abs=0.2)
     good = age["good"] and viewers["good"] and soak["good"]
     assert done.returncode == (0 if good else 1) and ("beyond the limit" in done.stderr) == (not good)

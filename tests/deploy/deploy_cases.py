@@ -98,3 +98,61 @@ def write_counter(folder: Path, target: str, batch: int = 1) -> Path:
             ov.save_model(ov.convert_model(aside / "model.onnx"), aside / "model.xml", compress_to_fp16=False)
             (aside / "model.onnx").unlink()
     return folder
+
+
+def write_colours(folder: Path) -> Path:
+    """A clip artefact that names the strongest colour of what it sees: its label can be told without it."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    parts = manifest(
+        "onnx", outputs=[{"name": "action", "head": "action", "classes": 3}], labels={"action": ["red", "green", "blue"]}
+    )
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["real", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "scale"], ["action"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
+        helper.make_tensor("scale", TensorProto.FLOAT, [1], [0.1]),
+    ]
+    frames = helper.make_tensor_value_info("frames", TensorProto.UINT8, [1, FRAMES, SIZE, SIZE, 3])
+    action = helper.make_tensor_value_info("action", TensorProto.FLOAT, [1, 3])
+    graph = helper.make_graph(nodes, "colours", [frames], [action], constants)
+    with new_artifact(folder, parts) as aside:
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), aside / "model.onnx")
+    return folder
+
+
+def write_film(path: Path, seconds: float = 3.0, fps: int = 10) -> Path:
+    """A real h264 file that is red, then green, then blue, with the sides darker: what `write_colours` reads off it is known."""
+    import av
+
+    colours = [(200, 40, 40), (40, 170, 60), (40, 60, 190)]
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(round(3 * seconds * fps)):
+            image = np.empty((240, 320, 3), np.uint8)
+            image[:] = colours[int(number / fps / seconds)]
+            image[:, 240:] //= 2
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def to_y4m(video: Path, path: Path) -> Path:
+    """What Chromium's --use-file-for-fake-video-capture plays, again and again: the pictures of a video file, not compressed."""
+    import av
+
+    with av.open(str(video)) as file:
+        stream = file.streams.video[0]
+        rate = stream.average_rate
+        header = f"YUV4MPEG2 W{stream.width} H{stream.height} F{rate.numerator}:{rate.denominator} Ip A0:0 C420jpeg\n"
+        with path.open("wb") as out:
+            out.write(header.encode())
+            for frame in file.decode(stream):
+                planes = frame.reformat(format="yuv420p").to_ndarray()
+                out.write(b"FRAME\n" + planes.tobytes())
+    return path

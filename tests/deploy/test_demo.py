@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from deploy_cases import LABELS, write_mp4
 
-from dtkd_edge.deploy import doctor, preflight
+from dtkd_edge.deploy import doctor, overlay, preflight
 from dtkd_edge.video import Video
 
 
@@ -59,6 +59,8 @@ def test_a_file_read_fast_is_read_whole_and_the_same_every_time(onnx_artifact: P
     assert logs[0] == logs[1] and 4.5 < json.loads(logs[0].splitlines()[-1])["end"] <= 5  # dated by the file's own time
     recording = Video(tmp_path / "out.mp4")
     assert len(recording) == 150 and recording.duration == pytest.approx(5.0, abs=0.1)
+    last = recording.read([149])[0].astype(int)
+    assert (last[..., 1] - last[..., 0] > 60).sum() > 30  # the label, in green, holds to the last frame
 
 
 def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None:
@@ -123,6 +125,35 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(onnx_artifact: Path, tmp
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 0, said
         assert f"{option} /dev/full" in said and "labels, age" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_the_window(onnx_artifact: Path, tmp_path: Path) -> None:
+    """On a virtual screen whose pixels lie in a file: the picture stands there, with its label in green."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    xvfb = shutil.which("Xvfb") or pytest.skip("Xvfb is not installed")
+    import numpy as np
+
+    screen = subprocess.Popen(
+        [xvfb, "-displayfd", "1", "-screen", "0", "640x480x24", "-fbdir", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    command = [sys.executable, "-m", "dtkd_edge", "demo", str(onnx_artifact), "--source", "pattern", "--view", "window"]
+    shown = {**os.environ, "DISPLAY": f":{screen.stdout.readline().strip()}", "QT_LOGGING_RULES": "*=false"}
+    process = subprocess.Popen([*command, *map(str, QUICK)], stderr=subprocess.PIPE, text=True, env=shown)
+    try:
+        deadline, green = time.monotonic() + 60, 0
+        while green < 50 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            pixels = np.frombuffer((tmp_path / "Xvfb_screen0").read_bytes()[-640 * 480 * 4 :], np.uint8).reshape(-1, 4)
+            green = int((np.abs(pixels[:, 2::-1].astype(int) - overlay.GREEN) < 8).all(1).sum())
+        assert green >= 50 and process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        screen.terminate()
+        screen.communicate()
 
 
 @pytest.mark.slow

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploy_cases import write_mp4
+from deploy_cases import write_colours, write_film, write_mp4
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber, Source, SourceLost
 from dtkd_edge.deploy.live import Settings
+from dtkd_edge.deploy.page import to_jpeg
 from dtkd_edge.deploy.pipeline import Pipeline
+from dtkd_edge.deploy.recorder import Recorder
 from dtkd_edge.deploy.smoothing import Ema, Gate
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.pattern import MOTIONS, SEGMENT_S, draw, motion_at
@@ -236,6 +238,19 @@ def test_every_step_of_a_file_that_is_read_fast(onnx_artifact: Path, tmp_path: P
         assert np.abs(clip.astype(int) - wanted).mean() < 3  # two decoders
 
 
+def test_a_slow_reader_misses_labels_and_no_event(tmp_path: Path) -> None:
+    """A film of three colours, played once; the reader sleeps longer than a scene lasts."""
+    film = write_film(tmp_path / "film.mp4", seconds=0.8)
+    with dtkd_edge.load(write_colours(tmp_path / "colours"), device="cpu") as classifier:
+        began, ended, labels = [], [], 0
+        for live in classifier.stream(str(film), clip_seconds=0.2, smoothing=0.0):
+            labels += 1
+            began += [live.began.label] if live.began else []
+            ended += [live.ended.label] if live.ended else []
+            time.sleep(1.0)
+    assert began == ended == ["red", "green", "blue"] and labels < 12  # of 24 frames
+
+
 def test_stopping_leaves_no_thread_and_ends_the_event(onnx_artifact: Path) -> None:
     before = threading.active_count()
     with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
@@ -266,3 +281,57 @@ def test_settings_are_checked() -> None:
     for wrong in ({"threshold": 0.2, "release": 0.5}, {"threshold": 1.5}, {"smoothing": -1}, {"rate": 0}):
         with pytest.raises(UsageError):
             Settings(**wrong)
+    assert Settings(threshold=0.2).released == pytest.approx(0.14) and Settings(release=0.1).released == 0.1
+
+
+class Still(Source):
+    """The same few pictures, which nobody may write to."""
+
+    name = "still"
+
+    def __init__(self) -> None:
+        self.pictures = [draw(at, 160, 120) for at in range(4)]
+        for picture in self.pictures:
+            picture.flags.writeable = False
+        self.reads = 0
+
+    def open(self) -> None: ...
+
+    def read(self) -> tuple[np.ndarray, None]:
+        time.sleep(0.02)
+        self.reads += 1
+        return self.pictures[self.reads % 4], None
+
+    def close(self) -> None: ...
+
+
+def test_a_picture_is_handed_on_and_never_copied_or_written_to(onnx_artifact: Path, tmp_path: Path) -> None:
+    """From the source through the slot to recorder, page and sampler: the very array that the source gave."""
+    source = Still()
+    given = {id(picture) for picture in source.pictures}
+    handed: list[int] = []
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        pipeline = Pipeline(classifier, Grabber(source), Settings(clip_seconds=0.4, threshold=0.0, release=0.0))
+        recorder = Recorder(tmp_path / "out.mp4", pipeline)
+        pipeline.grabber.listeners.append(lambda frame: handed.append(id(frame.image)))
+        recorder.start()
+        pipeline.start()
+        deadline = time.monotonic() + 20
+        while (pipeline.inferences.count < 10 or recorder.written < 10) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        newest = pipeline.grabber.latest().image  # what the page encodes
+        to_jpeg(newest)
+        handed.append(id(newest))
+        pipeline.stop()
+        recorder.stop()
+        assert pipeline.failure() is None and pipeline.inferences.count >= 10 and recorder.written >= 10
+        assert len(handed) > 20 and set(handed) == given
+
+
+def test_a_decoded_picture_is_the_decoders_own_memory(tmp_path: Path) -> None:
+    """The change of colour space is the one pass over the picture; what it wrote is what everybody reads."""
+    source = open_source(str(write_mp4(tmp_path / "clip.mp4", frames=3, size=(96, 64))))
+    source.open()
+    read = source.read()
+    assert read is not None and read[0].shape == (64, 96, 3) and not read[0].flags.owndata
+    source.close()

@@ -69,3 +69,12 @@ def test_a_file_read_fast_feeds_a_stream_at_the_same_rate(counter: Path, tmp_pat
     *labels, end = [at for at, _ in one]  # the last one ends the event
     assert len(labels) == 20 and end == labels[-1]
     np.testing.assert_allclose(np.diff(labels), 0.1, atol=1e-6)
+
+
+def test_a_rate_below_one_a_second_is_no_gap(counter: Path) -> None:
+    """Frames come all the time; only labels are rare. What the model remembers stays."""
+    with dtkd_edge.load(counter, device="cpu") as classifier:
+        labels = classifier.stream("pattern", rate=0.8)
+        counted = [float(classifier.backend.states["past"][0, 0]) for _ in zip(range(3), labels, strict=False)]
+        labels.close()
+    assert counted == [1, 2, 3]

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deploy_cases import LABELS, write_mp4
+from deploy_cases import LABELS, to_y4m, write_colours, write_film, write_mp4
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
@@ -33,6 +33,7 @@ from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources.browser import decode_jpeg
 from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import UsageError
+from dtkd_edge.video import Video
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -126,6 +127,9 @@ def test_foreign_pages_and_names_are_refused(onnx_artifact: Path, capsys: pytest
 
 
 def test_another_address_needs_the_token(onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
     with serving(onnx_artifact, host="0.0.0.0") as web:
         assert web.token and web.token in web.url
         base = f"http://127.0.0.1:{web.port}/"
@@ -135,8 +139,14 @@ def test_another_address_needs_the_token(onnx_artifact: Path, capsys: pytest.Cap
         assert status == 200
         cookie = headers["set-cookie"].partition(";")[0]
         assert "HttpOnly" in headers["set-cookie"] and get(base + "app.js", Cookie=cookie)[0] == 200
+        socket = base.replace("http", "ws") + "ws"
+        for query in ("", "?token=wrong"):
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(socket + query)
+        with connect(f"{socket}?token={web.token}") as opened:
+            assert json.loads(opened.recv())["type"] == "hello"
         said = capsys.readouterr().err
-        assert said.count("wrong or missing token") == 3 and web.token not in said
+        assert said.count("wrong or missing token") == 5 and web.token not in said
 
 
 def test_guard_knows_its_own_names() -> None:
@@ -256,26 +266,40 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_clip_as_the_visitors_camera(onnx_artifact: Path, tmp_path: Path) -> None:
-    """Chromium's fake camera plays a file; its pictures arrive here, the right way round and in the right colours."""
+def test_a_film_as_the_visitors_camera(tmp_path: Path) -> None:
+    """Chromium's fake camera plays a real clip; the labels that belong to its scenes come and go on the page, as typed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.is_file():
         pytest.skip(f"{CHROMIUM} is not installed")
-    picture = np.zeros((240, 320, 3), np.uint8)
-    picture[:, :160], picture[:, 160:] = (200, 40, 40), (40, 60, 190)
-    (tmp_path / "clip.mjpeg").write_bytes(to_jpeg(picture) * 30)
-    flags = [*FLAGS, f"--use-file-for-fake-video-capture={tmp_path / 'clip.mjpeg'}"]
-    with playwright.sync_playwright() as driver, serving(onnx_artifact, source="browser") as web:
+    film = write_film(tmp_path / "film.mp4")
+    camera, artifact = to_y4m(film, tmp_path / "film.y4m"), write_colours(tmp_path / "colours")
+    flags = [*FLAGS, f"--use-file-for-fake-video-capture={camera}"]
+    log, out = tmp_path / "events.jsonl", tmp_path / "out.mp4"
+    options = ("--source", "browser", "--port", 0, "--clip-seconds", 0.4, "--smoothing", 0.2, "--events", log, "--record", out)
+    with playwright.sync_playwright() as driver, run_demo(artifact, *options) as (process, url):
         chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=flags)
-        page = chromium.new_context(permissions=["camera"]).new_page()
-        page.goto(web.url)
+        page = chromium.new_context(permissions=["camera"], viewport={"width": 390, "height": 844}).new_page()
+        page.goto(url)
         page.locator("#camera").click(timeout=10_000)
-        assert until(lambda: page.locator("#label").inner_text() in LABELS)
-        frame = web.pipeline.grabber.latest()
+        seen: list[str] = []
+
+        def look() -> bool:
+            label = page.locator("#label").inner_text()
+            if label in ("red", "green", "blue") and seen[-1:] != [label]:
+                seen.append(label)
+            return len(seen) >= 5
+
+        assert until(look, 60), seen
+        assert page.locator("#age").inner_text().endswith("fps")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
         chromium.close()
-    width = frame.image.shape[1]
-    np.testing.assert_allclose(frame.image[:, : width // 3].mean((0, 1)), (200, 40, 40), atol=25)
-    np.testing.assert_allclose(frame.image[:, -width // 3 :].mean((0, 1)), (40, 60, 190), atol=25)
+    order = ["red", "green", "blue", "red", "green", "blue", "red"]
+    assert any(seen == order[at : at + 5] for at in range(3)), seen  # every scene, in the film's order, and round again
+    logged = [json.loads(line)["label"] for line in log.read_text().splitlines()]
+    assert logged[:5] == seen[: len(logged[:5])]
+    picture = Video(out).read(np.array([5]))[0].astype(int)
+    assert picture[:150, :200].mean() > 1.5 * picture[:150, 260:].mean()  # not mirrored: what is dark is on the right
 
 
 @contextmanager
