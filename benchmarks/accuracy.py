@@ -1,13 +1,15 @@
 """Accuracy of artefacts over labelled clips, through the preprocessing that deployment uses. No torch.
 
-One temporal × one spatial view: the number that an edge device has. Every clip is decoded once, whatever the number of artefacts.
+One temporal × one spatial view: the number that an edge device has. Every clip is decoded once, whatever the number of artefacts,
+and answered once, whatever the number of interruptions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,17 +17,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.benchmarks.answers import UNKNOWN, Answers, Journal, answer
 from dtkd_edge.benchmarks.record import Accuracy, HeadAccuracy
 from dtkd_edge.benchmarks.statistics import wilson
 from dtkd_edge.console import progress, say
 from dtkd_edge.deploy.backends import Backend
-from dtkd_edge.errors import DataError, VideoError
+from dtkd_edge.errors import ArtifactError, DataError, DtkdEdgeError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.video import read_clip
 
+Reference = Mapping[str, NDArray[np.int64]]  # head → class that the torch student names, by clip (or UNKNOWN)
+
 
 class Labelled(Protocol):
-    """What is needed of a catalogue: clips with `open()`, `labels` (head → class number), `start`, `end`; class names by head."""
+    """What is needed of a catalogue: clips with `open()`, `state()`, `path`, `labels` (head → class number), `start`, `end`;
+    class names by head."""
 
     classes: dict[str, list[str]]
 
@@ -34,23 +40,17 @@ class Labelled(Protocol):
 
 
 @dataclass
-class _Tally:
-    maps: dict[str, list[int]]  # head → catalogue's class number → artefact's class number, -1 where it has none
-    right1: dict[str, int] = field(default_factory=dict)
-    right5: dict[str, int] = field(default_factory=dict)
-    seen: dict[str, int] = field(default_factory=dict)
-    unknown: dict[str, int] = field(default_factory=dict)
+class Candidate:
+    """An artefact whose accuracy is measured. error: why that ended early."""
 
-    def add(self, head: str, logits: NDArray[np.float32], label: int) -> None:
-        target = self.maps[head][label]
-        if target < 0:
-            self.unknown[head] = self.unknown.get(head, 0) + 1
-            return
-        # Ties count against the model, and so does what is not a number: a constant or broken output must not look right.
-        better = int((~(logits < logits[target])).sum()) - 1
-        self.seen[head] = self.seen.get(head, 0) + 1
-        self.right1[head] = self.right1.get(head, 0) + (better < 1)
-        self.right5[head] = self.right5.get(head, 0) + (better < 5)
+    backend: Backend
+    journal: Journal = field(default_factory=Journal)
+    reference: Reference = field(default_factory=dict)
+    error: DtkdEdgeError | None = None
+
+    @property
+    def spec(self) -> Preprocess:
+        return self.backend.artifact.manifest.preprocess
 
 
 def match_labels(have: dict[str, list[str]], want: dict[str, list[str]], artifact: str) -> dict[str, list[int]]:
@@ -59,46 +59,92 @@ def match_labels(have: dict[str, list[str]], want: dict[str, list[str]], artifac
     for head, names in want.items():
         if head in have:
             numbers = {name: i for i, name in enumerate(have[head])}
-            found = [numbers.get(name, -1) for name in names]
-            if max(found, default=-1) >= 0:
+            found = [numbers.get(name, UNKNOWN) for name in names]
+            if max(found, default=UNKNOWN) >= 0:
                 maps[head] = found
     if not maps:
         raise DataError(f"{artifact}: no label in common with the data", "give the data it was trained on with --data")
     return maps
 
 
-def measure_accuracy(backends: Sequence[Backend], clips: Labelled, data: str, limit: int | None = None) -> list[Accuracy]:
-    """Top-1 and top-5 of every backend over `clips` (`limit` of them, drawn with a fixed seed); broken ones are counted."""
-    tallies = [_Tally(match_labels(b.artifact.manifest.labels, clips.classes, str(b.artifact.folder))) for b in backends]
-    specs = [b.artifact.manifest.preprocess for b in backends]
+def data_digest(clips: Labelled) -> str:
+    """Of the clips in their order, with their labels."""
+    digest = hashlib.sha256(repr(clips.classes).encode("utf-8", "surrogateescape"))
+    for clip in (clips[i] for i in range(len(clips))):
+        digest.update(f"{clip.path}\t{clip.start}\t{clip.end}\t{clip.labels}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def measure_accuracy(
+    candidates: Sequence[Candidate], clips: Labelled, data: str, limit: int | None = None
+) -> list[Accuracy | DtkdEdgeError]:
+    """Top-1 and top-5 of every artefact over `clips` (`limit` of them, drawn with a fixed seed); broken ones are counted.
+
+    An error of one artefact's runtime stands in its place and ends no other's. DataError where no clip can be used.
+    """
+    maps = {
+        id(c): match_labels(c.backend.artifact.manifest.labels, clips.classes, str(c.backend.artifact.folder)) for c in candidates
+    }
     order = np.arange(len(clips))
     if limit is not None and limit < len(order):
         order = np.sort(np.random.default_rng(0).permutation(order)[:limit])
+    found: dict[int, dict[int, Answers]] = {id(c): {} for c in candidates}
     broken = 0
+    wanted: dict[int, list[Candidate]] = {}
+    for number in map(int, order):
+        state = clips[number].state() if any(len(c.journal) for c in candidates) else []
+        for candidate in candidates:
+            known = candidate.journal.get(number, state)
+            if known is None:
+                wanted.setdefault(number, []).append(candidate)
+            else:
+                found[id(candidate)][number] = known
+    if len(wanted) < len(order):
+        say(f"accuracy: going on with an interrupted one, {len(order) - len(wanted)} of {len(order)} clips are answered")
     with progress("accuracy", len(order)) as bar:
-        for number, inputs in _decoded(clips, order, list(dict.fromkeys(specs))):
+        bar.advance(len(order) - len(wanted))
+        for number, inputs in _decoded(clips, wanted):
             bar.advance()
+            clip = clips[number]
             if isinstance(inputs, VideoError):
                 broken += 1
                 say(f"skipped: {inputs.message}")
                 continue
-            for backend, tally, spec in zip(backends, tallies, specs, strict=True):
-                logits = backend.run_clips(inputs[spec][None])
-                for head in tally.maps:
-                    if head in clips[number].labels:
-                        tally.add(head, logits[head][0], int(clips[number].labels[head]))
-    return [_result(tally, data, broken) for tally in tallies]
+            for candidate in wanted[number]:
+                if candidate.error is not None:
+                    continue
+                try:
+                    logits = candidate.backend.run_clips(inputs[candidate.spec][None])
+                except DtkdEdgeError as error:
+                    candidate.error = error
+                    continue
+                except Exception as error:  # runtimes raise whatever they like
+                    candidate.error = runtime_error(error)
+                    continue
+                labels = {h: classes[int(clip.labels[h])] for h, classes in maps[id(candidate)].items() if h in clip.labels}
+                answers = {head: answer(logits[head][0], label) for head, label in labels.items()}
+                candidate.journal.add(number, clip.state(), answers)
+                found[id(candidate)][number] = answers
+            if all(candidate.error is not None for candidate in candidates):
+                break
+    return [c.error or _result(found[id(c)], list(maps[id(c)]), c.reference, data, broken) for c in candidates]
+
+
+def runtime_error(error: Exception) -> ArtifactError:
+    """A runtime's own exception in our words."""
+    words = (str(error).strip().splitlines() or [""])[0]
+    return ArtifactError(f"the runtime failed: {type(error).__name__}: {words}")
 
 
 def _decoded(
-    clips: Labelled, order: NDArray[np.int64], specs: list[Preprocess]
+    clips: Labelled, wanted: Mapping[int, Sequence[Candidate]]
 ) -> Iterator[tuple[int, dict[Preprocess, NDArray[np.uint8]] | VideoError]]:
     """Model inputs in order, decoded a few clips ahead (the decoder works outside of Python's lock)."""
 
     def work(number: int) -> dict[Preprocess, NDArray[np.uint8]] | VideoError:
         clip, raw, out = clips[number], {}, {}
         try:
-            for spec in specs:
+            for spec in dict.fromkeys(candidate.spec for candidate in wanted[number]):
                 if spec.sampling not in raw:
                     raw[spec.sampling] = read_clip(clip.open(), spec.sampling, start=clip.start, end=clip.end)
                 out[spec] = spec.frames(raw[spec.sampling])
@@ -110,8 +156,8 @@ def _decoded(
     with ThreadPoolExecutor(workers, thread_name_prefix="accuracy") as pool:
         ahead: deque[tuple[int, Future[Any]]] = deque()
         try:
-            for number in order:
-                ahead.append((int(number), pool.submit(work, int(number))))
+            for number in wanted:
+                ahead.append((number, pool.submit(work, number)))
                 if len(ahead) > 2 * workers:
                     first, future = ahead.popleft()
                     yield first, future.result()
@@ -123,25 +169,31 @@ def _decoded(
                 future.cancel()
 
 
-def _result(tally: _Tally, data: str, broken: int) -> Accuracy:
-    head = next(iter(tally.maps))
-    seen = tally.seen.get(head, 0)
+def _result(found: Mapping[int, Answers], heads: Sequence[str], reference: Reference, data: str, broken: int) -> Accuracy:
+    places = {head: np.array([a[head].place for a in found.values() if head in a], np.int64) for head in heads}
+    known = {head: values[values != UNKNOWN] for head, values in places.items()}
+    head = heads[0]
+    seen = len(known[head])
     if not seen:
         raise DataError(f"{data}: no clip could be used for accuracy", "check it with: dtkd-edge data check")
+    right1, right5 = (int((known[head] < k).sum()) for k in (1, 5))
+    pairs = [
+        (answers[head].top, int(reference[head][number]))
+        for number, answers in found.items()
+        if head in reference and head in answers and reference[head][number] != UNKNOWN
+    ]
     return Accuracy(
-        top1=tally.right1[head] / seen,
-        top5=tally.right5[head] / seen,
+        top1=right1 / seen,
+        top5=right5 / seen,
         n=seen,
-        top1_interval=wilson(tally.right1[head], seen),
-        top5_interval=wilson(tally.right5[head], seen),
+        top1_interval=wilson(right1, seen),
+        top5_interval=wilson(right5, seen),
         data=data,
         broken=broken,
-        unknown=tally.unknown.get(head, 0),
-        heads={
-            h: HeadAccuracy(top1=tally.right1[h] / tally.seen[h], top5=tally.right5[h] / tally.seen[h])
-            for h in tally.maps
-            if tally.seen.get(h)
-        }
-        if len(tally.maps) > 1
+        unknown=len(places[head]) - seen,
+        agreement=sum(a == b for a, b in pairs) / len(pairs) if pairs else None,
+        agreement_n=len(pairs),
+        heads={h: HeadAccuracy(top1=float((v < 1).mean()), top5=float((v < 5).mean())) for h, v in known.items() if len(v)}
+        if len(heads) > 1
         else {},
     )

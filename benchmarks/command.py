@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dtkd_edge.benchmarks.devices import device_names
-from dtkd_edge.benchmarks.history import History, merge, old_rows
+from dtkd_edge.benchmarks.history import History, merge, old_rows, with_drift
 from dtkd_edge.benchmarks.jobs import Job, make_jobs
 from dtkd_edge.benchmarks.matrix import HERE, SUFFIXES, Spec, load_matrix
 from dtkd_edge.benchmarks.plan import run_of
@@ -35,6 +35,7 @@ def bench(
     min_seconds: float = Budget.seconds,
     min_queries: int = Budget.queries,
     max_seconds: float = Budget.limit,
+    warmup: float = Budget.warmup,
     clips: int | None = None,
     camera_fps: float = 30.0,
     roofline: bool = False,
@@ -56,7 +57,7 @@ def bench(
         artifacts=[str(a) for a in artifacts], devices=device_names(device), hosts=_hosts(host),
         scenarios=[s.name for s in find_scenarios(scenarios or [])], data=data, set=overrides or [],
         include=list(parse_include(include)), threads=threads, min_seconds=min_seconds, min_queries=min_queries,
-        max_seconds=max_seconds, clips=clips, camera_fps=camera_fps, roofline=roofline,
+        max_seconds=max_seconds, warmup=warmup, clips=clips, camera_fps=camera_fps, roofline=roofline,
     )  # fmt: skip
     output = None if json in (None, "-") else Path(str(json))
     specs = [spec]
@@ -69,6 +70,8 @@ def bench(
         if file is not None:
             _check_writable(file)
     jobs = [job for spec in specs for job in make_jobs(spec)]
+    for job in jobs:
+        job.options.fresh = resume is False
     if not any(job.artifacts for job in jobs):
         raise jobs[0].broken[0][1]
     again = resume is False or (resume is None and matrix is None)
@@ -95,13 +98,20 @@ class _Rows:
     def __init__(self, output: Path | None, again: bool) -> None:
         self.records: list[Record] = []
         self.output, self.again = output, again
-        self.before = [] if output is None or again else old_rows(output)
+        self.last = [] if output is None else old_rows(output)
+        self.before = [] if again else self.last
         self.histories: dict[Path, History] = {}
 
     @property
     def finished(self) -> dict[str | None, Record]:
         rows = [r for history in self.histories.values() for r in history.before] if self.output is None else self.before
         return {} if self.again else {r.identity: r for r in rows if r.identity}
+
+    @property
+    def _last(self) -> dict[str | None, Record]:
+        """The newest whole rows of former benches."""
+        rows = [*(r for history in self.histories.values() for r in history.before), *self.last]
+        return {r.identity: r for r in sorted(rows, key=lambda r: r.created) if r.identity}
 
     def expect(self, job: Job) -> None:
         """Open the histories of a job's runs."""
@@ -113,7 +123,8 @@ class _Rows:
     def emit(self, rows: list[Record]) -> None:
         if not rows:
             return
-        finished = self.finished
+        finished, last = self.finished, self._last
+        rows = [r if r.identity in finished else with_drift(r, last.get(r.identity)) for r in rows]
         self.records += rows
         if self.output:
             write_records(self.output, merge(self.before, self.records))

@@ -93,7 +93,7 @@ def make_jobs(spec: Spec) -> list[Job]:
     for host in dict.fromkeys(spec.hosts):
         far = None if host == HERE else host
         options = Options(
-            budget=Budget(spec.min_queries, spec.min_seconds, limit=spec.max_seconds),
+            budget=Budget(spec.min_queries, spec.min_seconds, spec.warmup, spec.max_seconds),
             include=tuple(spec.include),
             threads=spec.threads,
             camera_fps=spec.camera_fps,
@@ -114,7 +114,9 @@ def _expanded(artifacts: list[str]) -> list[Path]:
         if path.exists() or not set(str(path)) & set("*?["):
             out.append(path)
             continue
-        found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        named = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        # A killed export leaves a hidden folder, which no shell's * would name.
+        found = [p for p in named if not any(part.startswith(".") and part not in path.parts for part in p.parts)]
         if not found:
             raise InputError(f"{path}: nothing matches", "name artefacts or runs that are there")
         out += found
@@ -152,4 +154,5 @@ def command_line(folders: Sequence[Path], spec: Spec, host: str | None, options:
     budget = options.budget
     words += ["--min-queries", str(budget.queries), "--min-seconds", f"{budget.seconds:g}"]
     words += ["--max-seconds", f"{budget.limit:g}"] if budget.limit != Budget.limit else []
+    words += ["--warmup", f"{budget.warmup:g}"] if budget.warmup != Budget.warmup else []
     return shlex.join(words)

@@ -49,6 +49,7 @@ class Spec(BaseModel):
     min_seconds: float = Field(Budget.seconds, gt=0)
     min_queries: int = Field(Budget.queries, ge=1)
     max_seconds: float = Field(Budget.limit, gt=0)
+    warmup: float = Field(Budget.warmup, ge=0, description="seconds that each artefact runs untimed first")
     clips: int | None = Field(None, ge=0, description="most clips for accuracy; 0: none")
     camera_fps: float = Field(30.0, gt=0)
     roofline: bool = False

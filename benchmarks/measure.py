@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from dtkd_edge.artifact import Artifact
-from dtkd_edge.benchmarks.accuracy import match_labels, measure_accuracy
+from dtkd_edge.benchmarks import accuracy
+from dtkd_edge.benchmarks.answers import Journal, journal_path
 from dtkd_edge.benchmarks.devices import find_device
-from dtkd_edge.benchmarks.plan import Data
+from dtkd_edge.benchmarks.plan import Data, find_reference
 from dtkd_edge.benchmarks.queries import Inputs, make_inputs, make_query
 from dtkd_edge.benchmarks.record import NO_ACCURACY, Record, Status, identity
 from dtkd_edge.benchmarks.roofline import measure_machine
@@ -81,6 +82,9 @@ def measure(
                         emit(rows)
                 if opened:
                     _measure_open(opened, scenarios, options, data_of, emit, sampler, tools)
+                for one in opened:
+                    if one.journal is not None:  # its rows are there
+                        one.journal.remove()
             finally:
                 for one in opened:
                     one.backend.close()
@@ -117,8 +121,7 @@ def _guarded(query: Callable[[int], object], label: str) -> Callable[[int], obje
         except DtkdEdgeError as error:
             raise _Failed(label, error) from error
         except Exception as error:  # runtimes raise whatever they like
-            words = (str(error).strip().splitlines() or [""])[0]
-            raise _Failed(label, ArtifactError(f"the runtime failed: {type(error).__name__}: {words}")) from error
+            raise _Failed(label, accuracy.runtime_error(error)) from error
 
     return guarded
 
@@ -146,12 +149,13 @@ def _measure_open(
             clips = (data.clips[i] for i in range(len(data.clips))) if data else ()
             inputs[key] = make_inputs(key[0], clips, data.name if data else "")
     if options.clips != 0:
-        strangers = _measure_accuracy(opened, options)
-        for one, error in strangers:
-            say(f"failed: {one.label}: {error.message}")
+        out = _measure_accuracy(opened, options, tools)
+        for one, error in out:
+            state = _state_of(error)
+            say(f"{state}: {one.label}: {error.message}")
             mine = inputs_of(one)
-            emit([row_of(one, s, options, sampler, tools, mine, status="failed", reason=error.message) for s in one.todo])
-        opened = [one for one in opened if not any(one is stranger for stranger, _ in strangers)]
+            emit([row_of(one, s, options, sampler, tools, mine, status=state, reason=error.message) for s in one.todo])
+        opened = [one for one in opened if not any(one is gone for gone, _ in out)]
     for scenario in scenarios:
         subjects: list[Subject] = []
         able: dict[str, tuple[Opened, Inputs]] = {}
@@ -180,7 +184,7 @@ def _measure_open(
             except _Failed as failed:  # the device disappeared, its memory is full: the others start this scenario anew
                 one, mine = able[failed.label]
                 subjects = [s for s in subjects if s.label != failed.label]
-                state: Status = "lost" if isinstance(failed.error, MissingDevice) else "failed"
+                state = _state_of(failed.error)
                 gone = f"while it ran: {failed.error.message}"
                 say(f"{state}: {one.label}, {gone}")
                 emit([row_of(one, scenario, options, sampler, tools, mine, status=state, reason=gone)])
@@ -194,19 +198,25 @@ def _measure_open(
             break
 
 
-def _measure_accuracy(opened: list[Opened], options: Options) -> list[tuple[Opened, DataError]]:
-    """Set everyone's accuracy, each clip decoded once per data set; returns those that have no label in common with their data.
+def _state_of(error: DtkdEdgeError) -> Status:
+    """Of a row that ended while it ran."""
+    return "lost" if isinstance(error, MissingDevice) else "failed"
 
-    DataError where that is all of them.
+
+def _measure_accuracy(opened: list[Opened], options: Options, tools: dict[str, str]) -> list[tuple[Opened, DtkdEdgeError]]:
+    """Set everyone's accuracy, each clip decoded once per data set; returns those that have none, and why: no label in common
+    with their data, or a runtime that failed.
+
+    DataError where no artefact has a label in common.
     """
     groups: dict[int, tuple[Data, list[Opened]]] = {}
-    strangers: list[tuple[Opened, DataError]] = []
+    strangers: list[tuple[Opened, DtkdEdgeError]] = []
     for one in opened:
         data = one.data
         if data is None:
             continue
         try:
-            match_labels(one.artifact.manifest.labels, data.clips.classes, str(one.artifact.folder))
+            accuracy.match_labels(one.artifact.manifest.labels, data.clips.classes, str(one.artifact.folder))
         except DataError as error:
             strangers.append((one, error))
             continue
@@ -214,9 +224,17 @@ def _measure_accuracy(opened: list[Opened], options: Options) -> list[tuple[Open
     if len(strangers) == len(opened):
         raise strangers[0][1]
     for data, members in groups.values():
-        results = measure_accuracy([m.backend for m in members], data.clips, data.name, options.clips)
+        digest = accuracy.data_digest(data.clips)
+        subjects = []
+        for member in members:
+            member.journal = Journal(journal_path(member.backend, tools, digest), fresh=options.fresh)
+            subjects.append(accuracy.Candidate(member.backend, member.journal, find_reference(member.artifact, data)))
+        results = accuracy.measure_accuracy(subjects, data.clips, data.name, options.clips)
         for member, result in zip(members, results, strict=True):
-            member.accuracy = result
+            if isinstance(result, DtkdEdgeError):
+                strangers.append((member, result))
+            else:
+                member.accuracy = result
     return strangers
 
 
@@ -236,7 +254,7 @@ def _time(subjects: list[Subject], scenario: Scenario, options: Options, sampler
                 timings.append(run_live(subject, options.budget, options.camera_fps))
                 mark(subject, 0.0, False)
             return timings
-        return run_closed(subjects, options.budget, on_block=mark)
+        return run_closed(subjects, options.budget, percent=scenario.percent, on_block=mark)
     finally:
         sampler.label = None
 

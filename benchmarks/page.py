@@ -133,7 +133,7 @@ def _point(record: Record, name: str, color: int) -> plots.Point:
 def _distribution(scenario: str, rows: list[Record], colors: dict[str, int]) -> str:
     """The empirical distribution; its last percent is on the axis too, because that is where trouble shows."""
     series = []
-    percent = SCENARIOS[scenario].percent if scenario in SCENARIOS else None
+    percent = SCENARIOS[scenario].percent if scenario in SCENARIOS and scenario != "live" else None  # live: by its labels' age
     for row in rows:
         latency = row.latency_ms
         assert latency is not None

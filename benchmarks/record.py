@@ -14,6 +14,7 @@ from dtkd_edge.files import write_text
 SCHEMA: Final = "dtkd-edge/bench/1"
 Status = Literal["ok", "unsupported", "failed", "lost"]
 NO_ACCURACY = "no accuracy: "
+NOISY = 0.05
 NO_MLPERF = "Scenario names and percentiles are MLPerf's; these are no MLPerf results."
 
 
@@ -64,6 +65,8 @@ class Accuracy(_Part):
     data: str
     broken: int = 0
     unknown: int = Field(0, description="clips whose class is not among the artefact's labels; left out")
+    agreement: float | None = Field(None, description="share of clips to which the run's torch student gives the same class")
+    agreement_n: int = Field(0, description="clips that both were asked")
     heads: dict[str, HeadAccuracy] = {}
 
 
@@ -96,6 +99,7 @@ class Telemetry(_Part):
     power_mode: str | None = None
     throttled: Literal["yes", "no", "unknown"] = "unknown"
     throttle_reasons: list[str] = []
+    other_load: float | None = Field(None, description="share of all CPUs that other processes (or other virtual machines) took")
     timeline: list[dict[str, float]] = Field([], description="samples while it ran: t in seconds, and every reading by name")
     notes: list[str] = Field([], description="what could not be read, and why")
 
@@ -110,6 +114,7 @@ class Asked(_Part):
     min_queries: int
     min_seconds: float
     max_seconds: float
+    warmup: float = 0.5
     camera_fps: float
     clips: int | None = None
     data: str = Field("", description="--data and --set as given; empty: the run's own")
@@ -149,6 +154,7 @@ class Record(_Part):
     throughput: float | None = Field(None, description="clips per second (stream: frames per second)")
     live: Live | None = None
     noisy: float | None = Field(None, description="how far the two halves disagree; above 0.05 the row is flagged")
+    drift: float | None = Field(None, description="p50 / that of the last bench of the very same thing, minus 1; flagged alike")
     accuracy: Accuracy | None = None
     roofline: Roofline | None = None
     power_w: float | None = None
@@ -170,7 +176,7 @@ class Record(_Part):
 
     @property
     def is_noisy(self) -> bool:
-        return self.noisy is not None and self.noisy > 0.05
+        return max(self.noisy or 0.0, abs(self.drift or 0.0)) > NOISY
 
     @property
     def identity(self) -> str | None:

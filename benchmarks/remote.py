@@ -1,7 +1,8 @@
 """`bench --host`: the same bench on a far machine, where dtkd-edge is installed, with its rows brought back.
 
 Files go there once, by their sha256. The far bench runs on its own, so a dropped connection does not end it: the same command
-finds it again. Nothing there needs more rights than the user has, and nothing that comes back is run.
+finds it again. TensorRT engines are built there, once, from the engine-ready artefact. Nothing there needs more rights than the
+user has, and nothing that comes back is run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dtkd_edge.errors import DtkdEdgeError, InputError, MissingDependency, Missi
 
 FILES = ".cache/dtkd-edge/bench/files"
 JOBS = ".cache/dtkd-edge/bench/jobs"
+ENGINES = ".cache/dtkd-edge/bench/engines"
 POLL_S = 1.0
 
 # Where a user's dtkd-edge is found without a login shell.
@@ -33,12 +35,19 @@ _DOCTOR = '"$1" doctor 2>&1'
 # $1 job, then sha256 name sha256 name …: the artefact folder made of links
 _PREPARE = """cd || exit 1; umask 077; j=$1; shift; mkdir -p "$j" || exit 1
 while [ $# -ge 3 ]; do mkdir -p "$j/$1" && ln -f "$2" "$j/$1/$3" 2>/dev/null || cp "$2" "$j/$1/$3" || exit 1; shift 3; done"""
-# $1 job, $2 program, then its arguments; starts it unless it runs, or ended within the hour (its rows wait to be fetched)
-_START = """cd || exit 1; cd "$1" || exit 1; shift
+# the same for $1 engine folder, which stays: once it is whole (its manifest comes last), nothing is written into it
+_PREPARE_ENGINE = f"""if [ -f "$HOME/$1/$2/{MANIFEST}" ]; then exit 0; fi
+{_PREPARE}"""
+# What runs there. $1 program, $2 how many engine folders follow, then the arguments of the bench. An engine that does not load or
+# verify on this GPU with this TensorRT is built; one that cannot be built is a row that says so.
+_JOB = """p=$1; n=$2; shift 2; while [ "$n" -gt 0 ]; do n=$((n - 1)); if ! "$p" export "$1" --verify-only > check 2>&1; then
+"$p" export "$1" --target tensorrt; fi; shift; done; "$p" bench "$@" """
+# $1 job, then the words of _JOB; starts it unless it runs, or ended within the hour (its rows wait to be fetched)
+_START = f"""cd || exit 1; cd "$1" || exit 1; shift
 if [ -f rc ] && [ -n "$(find rc -mmin +60)" ]; then rm -f rc pid out log rows.jsonl; fi
 if [ -f rc ]; then exit 0; fi
 if [ -f pid ] && kill -0 "$(cat pid)" 2>/dev/null; then exit 0; fi
-setsid sh -c '"$@" > out 2> log < /dev/null; echo $? > rc.new; mv rc.new rc' sh "$@" > /dev/null 2>&1 < /dev/null &
+setsid sh -c '({_JOB}) > out 2> log < /dev/null; echo $? > rc.new; mv rc.new rc' sh "$@" > /dev/null 2>&1 < /dev/null &
 echo $! > pid"""
 # $1 job, $2 bytes of the log that were seen
 _POLL = """cd || exit 1; cd "$1" || exit 3; if [ -f rc ]; then cat rc; elif kill -0 "$(cat pid)" 2>/dev/null; then echo run; else
@@ -86,19 +95,21 @@ def bench_on(
                 return
         words = _arguments(devices, scenarios, options, data, overrides)
         job = f"{JOBS}/{_job_name(artifacts, words)}"
-        folders = _copy(ssh, artifacts, job)
+        places = _copy(ssh, artifacts, job)
+        engines = [folder for folder in places if folder.startswith("..")]
         try:
-            started = ssh.run(job, program, "bench", *folders, *words, "--json", "rows.jsonl", script=_START)
+            call = [program, str(len(engines)), *engines, *places, *words, "--json", "rows.jsonl"]
+            started = ssh.run(job, *call, script=_START)
             if started.returncode:
                 raise MissingDevice(f"{host}: the bench did not start: {plain(started.stderr.decode(errors='replace')).strip()}")
             code, log = _follow(ssh, job, poll)
         except KeyboardInterrupt:
             say(f"stopping the bench on {host}")
             ssh.run(job, script=_STOP)
-            _bring(ssh, job, host, artifacts, options, emit)
+            _bring(ssh, job, host, places, options, emit)
             ssh.run(job, script=_CLEAN)
             raise
-        rows = _bring(ssh, job, host, artifacts, options, emit)
+        rows = _bring(ssh, job, host, places, options, emit)
         ssh.run(job, script=_CLEAN)
         whole = len(rows) >= len(artifacts) * len(devices) * len(scenarios)
         if code != 0 and not (whole and code in (3, 4)):  # with all of its rows, each says why it is not ok
@@ -140,7 +151,7 @@ def _arguments(
     for scenario in scenarios:
         words += ["--scenario", scenario.name]
     words += ["--min-queries", str(budget.queries), "--min-seconds", str(budget.seconds), "--max-seconds", str(budget.limit)]
-    words += ["--camera-fps", str(options.camera_fps)]
+    words += ["--warmup", str(budget.warmup), "--camera-fps", str(options.camera_fps)]
     words += ["--include", ",".join(options.include)] if options.include else []
     words += ["--threads", str(options.threads)] if options.threads else []
     words += ["--roofline"] if options.roofline else []
@@ -157,13 +168,21 @@ def _job_name(artifacts: Sequence[Artifact], words: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([parts, list(words)], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _copy(ssh: Ssh, artifacts: Sequence[Artifact], job: str) -> list[str]:
-    folders: list[str] = []
-    links: list[str] = []
+def _copy(ssh: Ssh, artifacts: Sequence[Artifact], job: str) -> dict[str, Artifact]:
+    """Bring the artefacts there → their folders, as the far bench names them from within its job. Engines have a lasting one."""
+    places: dict[str, Artifact] = {}
+    prepare: list[tuple[str, str, list[str]]] = []
     sent = total = 0
     for number, artifact in enumerate(artifacts):
-        folder = f"{number}-{artifact.folder.resolve().name}"
-        folders.append(folder)
+        folder, links = f"{number}-{artifact.folder.resolve().name}", []
+        if artifact.manifest.target == "tensorrt":
+            folder = artifact.folder.resolve().name
+            base = f"{ENGINES}/{artifact.manifest.sha256[:16]}"
+            places[f"../../engines/{artifact.manifest.sha256[:16]}/{folder}"] = artifact
+            prepare.append((_PREPARE_ENGINE, base, links))
+        else:
+            places[folder] = artifact
+            prepare.append((_PREPARE, job, links))
         files = dict(artifact.manifest.files)
         manifest = artifact.folder / MANIFEST
         files[MANIFEST] = hashlib.sha256(manifest.read_bytes()).hexdigest()
@@ -171,11 +190,12 @@ def _copy(ssh: Ssh, artifacts: Sequence[Artifact], job: str) -> list[str]:
             total += 1
             sent += ssh.send(artifact.folder / name, FILES, digest)
             links += [folder, f"{FILES}/{digest}", name]
-    prepared = ssh.run(job, *links, script=_PREPARE)
-    if prepared.returncode:
-        raise MissingDevice(f"{ssh.host}: {plain(prepared.stderr.decode(errors='replace')).strip()}", "is its disk full?")
+    for script, base, links in [(_PREPARE, job, []), *prepare]:
+        prepared = ssh.run(base, *links, script=script)
+        if prepared.returncode:
+            raise MissingDevice(f"{ssh.host}: {plain(prepared.stderr.decode(errors='replace')).strip()}", "is its disk full?")
     say(f"{ssh.host}: {sent} of {total} files copied, the rest was there")
-    return folders
+    return places
 
 
 def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int, str]:
@@ -196,7 +216,7 @@ def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int, str]:
 
 
 def _bring(
-    ssh: Ssh, job: str, host: str, artifacts: Sequence[Artifact], options: Options, emit: Callable[[list[Record]], None]
+    ssh: Ssh, job: str, host: str, places: Mapping[str, Artifact], options: Options, emit: Callable[[list[Record]], None]
 ) -> list[Record]:
     text = ssh.run(job, script=_ROWS).stdout.decode(errors="replace")
     if not text.strip():
@@ -205,19 +225,20 @@ def _bring(
         rows = parse_records(text, f"{host}: rows.jsonl")
     except InputError as error:
         raise MissingDevice(f"{error.message}", "the same version of dtkd-edge must run on both sides") from error
-    back = [_relabel(r, host, artifacts, options.command) for r in rows]
+    back = [_relabel(r, host, places.get(r.path), options.command) for r in rows]
     emit(back)
     return back
 
 
-def _relabel(record: Record, host: str, artifacts: Sequence[Artifact], command: str) -> Record:
-    """The row with this side's command and artefact, and the host beside the device. `_copy` numbered the folders."""
-    number = record.path.partition("-")[0]
+def _relabel(record: Record, host: str, own: Artifact | None, command: str) -> Record:
+    """The row with this side's command and artefact, and the host beside the device. An engine that was built there answers for
+    the artefact that was asked for; the row's `files` are the built ones."""
     device = record.device.model_copy(update={"host": host})
     update: dict[str, object] = {"device": device, "command": command, "path": ""}
-    if number.isdigit() and int(number) < len(artifacts):
-        own = artifacts[int(number)]
+    if own is not None:
         update |= {"artifact": title(own), "path": str(own.folder)}
+        if record.asked is not None:
+            update["asked"] = record.asked.model_copy(update={"manifest": own.manifest.sha256})
     return record.model_copy(update=update)
 
 

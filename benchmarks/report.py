@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, Accuracy, Record
+from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, Record
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.console import PIPE_WIDTH
 
@@ -22,13 +22,15 @@ COLUMNS = (
     "clips/s",
     "top-1 %",
     "of limit",
-    "W",
+    "W (mJ)",
     "throttled",
     "notes",
 )
+EVERYWHERE = ("sse4_2", "avx", "fma", "f16c", "asimd")  # instruction sets that say nothing about a machine
 NOTES_WIDTH = 27  # that the notes need at least; they wrap
 LEVELS = 4
-RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "of limit", "W")
+OTHERS = 0.1  # share of the CPUs that others may take before the row says so
+RIGHT = ("p50 ms", "judged by", "clips/s", "top-1 %", "of limit", "W (mJ)")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -60,7 +62,11 @@ def remarks(record: Record) -> list[str]:
     """What a reader must know before believing the row."""
     out = []
     if record.is_noisy:
-        out.append(f"noisy: halves differ by {100 * (record.noisy or 0):.0f} %")
+        why = [f"halves differ by {100 * (record.noisy or 0):.0f} %"] if (record.noisy or 0) > NOISY else []
+        why += [f"p50 {100 * (record.drift or 0):+.0f} % against the last bench"] if abs(record.drift or 0) > NOISY else []
+        out.append(f"noisy: {', '.join(why)}")
+    if (record.telemetry.other_load or 0) > OTHERS:
+        out.append(f"other processes took {100 * (record.telemetry.other_load or 0):.0f} % of the CPUs")
     if record.live is not None:
         out.append(f"{record.live.dropped} of {record.live.frames} frames dropped")
     if record.roofline is not None and record.roofline.share > 1:
@@ -114,7 +120,7 @@ def cells(record: Record) -> tuple[str, ...]:
         number(record.throughput) + (" frames" if record.mode == "stream" else ""),
         f"{100 * accuracy.top1:.1f} ± {half:.1f}" if accuracy else "–",
         f"{100 * record.roofline.share:.0f} % {record.roofline.bound}" if record.roofline else "–",
-        number(record.power_w),
+        number(record.power_w) + (f" ({number(record.energy_mj)})" if record.energy_mj else ""),
         record.telemetry.throttled,
         "; ".join(remarks(record)),
     )
@@ -145,13 +151,35 @@ def legend(records: list[Record]) -> list[str]:
             f"Limit: float32 matrix products at {number(gflops)} GFLOP/s, memory at {number(gbs)} GB/s, both measured here; "
             "a query's MACs, and its weights and input moved once; 'of limit': the least time so, as a share of the median."
         )
+    for note in dict.fromkeys(n for r in records for n in r.telemetry.notes):
+        lines.append(f"Not read: {note}.")
     for note in dict.fromkeys(n for r in records for n in r.notes if n.startswith(NO_ACCURACY)):
         lines.append(f"{note[0].upper()}{note[1:]}.")
     lines += list(dict.fromkeys(accuracy_line(r.accuracy, r.views) for r in records if r.accuracy))
-    if any(r.latency_ms and r.status == "ok" for r in records):
-        lines.append("Percentiles are nearest-rank, intervals 95 % from order statistics; no outlier is dropped.")
+    if any(r.energy_mj for r in records):
+        lines.append("W: mean of the device's own readings while it ran; mJ: of a clip (stream: a frame), W over clips/s.")
+    lines += agreement_line(records)
+    timed = [r.latency_ms for r in records if r.latency_ms and r.status == "ok"]
+    if timed:
+        far, queries = sum(t.outliers for t in timed), sum(t.n for t in timed)
+        lines.append(
+            "Percentiles are nearest-rank, intervals 95 % from order statistics; no outlier is dropped "
+            f"(far ones: {far:,} of {queries:,} queries)."
+        )
     lines.append(NO_MLPERF)
     return lines
+
+
+def agreement_line(records: list[Record]) -> list[str]:
+    """How often an artefact names the class that the torch student does: on the data's clips, or else at its export."""
+    shares = dict.fromkeys(
+        f"{r.label} {100 * r.accuracy.agreement:.1f} % of {r.accuracy.agreement_n}"
+        if r.accuracy and r.accuracy.agreement is not None
+        else f"{r.label} {100 * r.agreement:.1f} % at its export"
+        for r in records
+        if r.agreement is not None or (r.accuracy and r.accuracy.agreement is not None)
+    )
+    return [f"Same class as the torch student: {', '.join(shares)}."] if shares else []
 
 
 def accuracy_line(accuracy: Accuracy, views: str) -> str:
@@ -168,6 +196,8 @@ def device_line(record: Record) -> str:
         parts.append(f"{cpu.get('affinity') or cpu.get('logical_cpus')} CPUs")
         parts.append("virtual machine" if cpu.get("virtual") else "")
         parts.append(f"governor {cpu['governor']}" if cpu.get("governor") else "")
+        sets = [name for name in cpu.get("instruction_sets", ()) if name not in EVERYWHERE]
+        parts.append(" ".join(sets))
     if gpu:
         parts.append(f"driver {gpu.get('driver')}")
     if jetson:

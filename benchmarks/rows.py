@@ -10,12 +10,14 @@ from typing import Any
 
 from dtkd_edge import __version__
 from dtkd_edge.artifact import Artifact, now
+from dtkd_edge.benchmarks.answers import Journal
 from dtkd_edge.benchmarks.devices import POWER_SOURCE, kind_of
 from dtkd_edge.benchmarks.plan import Data
 from dtkd_edge.benchmarks.queries import Inputs, timed_region
 from dtkd_edge.benchmarks.record import Accuracy, Asked, Device, Record, Status
 from dtkd_edge.benchmarks.roofline import Machine, limit
 from dtkd_edge.benchmarks.scenarios import Budget, Scenario, Timing
+from dtkd_edge.benchmarks.statistics import queries_for
 from dtkd_edge.benchmarks.telemetry import Sampler, device_root
 from dtkd_edge.benchmarks.telemetry.jetson import jetson_model
 from dtkd_edge.deploy.backends import Backend
@@ -28,7 +30,8 @@ TOOLS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "dec
 @dataclass
 class Options:
     """Of one bench. threads: of the runtime; camera_fps: of the live scenario; clips: most clips for accuracy (0: none);
-    data: --data and --set, in words; roofline: measure this machine's rates first, for rows that run on its CPU."""
+    data: --data and --set, in words; roofline: measure this machine's rates first, for rows that run on its CPU; fresh: take
+    over nothing of an interrupted accuracy."""
 
     budget: Budget = field(default_factory=Budget)
     include: tuple[str, ...] = ()
@@ -37,6 +40,7 @@ class Options:
     clips: int | None = None
     data: str = ""
     roofline: bool = False
+    fresh: bool = False
     command: str = ""
     machine: Machine | None = None
 
@@ -44,7 +48,7 @@ class Options:
 @dataclass
 class Opened:
     """An artefact that a device runs, and what opening it cost. asked: the device's name as given; todo: its scenarios;
-    data: its labelled clips."""
+    data: its labelled clips; journal: what it answered to them."""
 
     artifact: Artifact
     backend: Backend
@@ -54,6 +58,7 @@ class Opened:
     todo: list[Scenario]
     data: Data | None = None
     accuracy: Accuracy | None = None
+    journal: Journal | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -76,6 +81,7 @@ def asked_of(artifact: Artifact, device: str, options: Options) -> Asked:
         min_queries=budget.queries,
         min_seconds=budget.seconds,
         max_seconds=budget.limit,
+        warmup=budget.warmup,
         camera_fps=options.camera_fps,
         clips=options.clips,
         data=options.data,
@@ -142,27 +148,34 @@ def row_of(
     if timing is None:
         return record.model_copy(update={**update, "status": status, "reason": reason})
     if timing.short:
-        update["notes"] = [*one.notes, f"stopped after {options.budget.limit:g} s with {len(timing.times)} queries"]
+        update["notes"] = [*one.notes, _stopped(timing, scenario, options.budget.limit)]
     if options.machine is not None and timing.live is None:
         if kind == "cpu":
             median = timing.latency(scenario.percent).p50
             update["roofline"] = limit(one.artifact, options.machine, timing.clips, median)
         else:
             update["notes"] = [*one.notes, "no roofline: its rates are measured on CPUs only"]
+    rate = timing.throughput if timing.live is None else timing.live.labels_per_second
     power = sampler.power(label, POWER_SOURCE.get(kind, "cpu"))
     update |= {
         "latency_ms": timing.latency(scenario.percent),
-        "throughput": round(timing.throughput, 3) if timing.live is None else timing.live.labels_per_second,
+        "throughput": round(rate, 3),
         "live": timing.live,
         "clips_per_query": timing.clips,
         "warmup_s": round(timing.warmup, 3),
         "seconds": round(timing.seconds, 3),
         "noisy": round(timing.noisy, 4),
         "power_w": power,
-        "energy_mj": round(power / timing.throughput * 1e3, 3) if power else None,
+        "energy_mj": round(power / rate * 1e3, 3) if power and rate else None,
         "telemetry": sampler.telemetry(label),
     }
     return record.model_copy(update=update)
+
+
+def _stopped(timing: Timing, scenario: Scenario, limit: float) -> str:
+    """A row that was ended by the clock, and what its queries are too few for."""
+    words, count = f"stopped after {limit:g} s with {len(timing.times)} queries", queries_for(scenario.percent)
+    return words if len(timing.times) >= count else f"{words}: p{scenario.percent:g} needs {count} for an upper bound"
 
 
 def _base(artifact: Artifact, asked: str, options: Options, device: Device) -> Record:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dtkd_edge.benchmarks.record import Latency, Live
-from dtkd_edge.benchmarks.statistics import halves_disagree, outliers, percentile, percentile_interval
+from dtkd_edge.benchmarks.statistics import halves_disagree, outliers, percentile, percentile_interval, queries_for
 from dtkd_edge.errors import UsageError
 
 BLOCKS = 12  # turns that each artefact takes at least
@@ -58,11 +58,12 @@ def find_scenarios(names: Sequence[str]) -> list[Scenario]:
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run is long enough: at least `queries` and `seconds`; `limit` seconds end it anyway (too few queries are noted)."""
+    """When a run is long enough: at least `queries` and `seconds`, and as many queries as the scenario's percentile needs for an
+    interval with two ends; `limit` seconds end it anyway (too few queries are noted). warmup: seconds."""
 
     queries: int = 200
-    seconds: float = 2.0
-    warmup: float = 0.5
+    seconds: float = 10.0
+    warmup: float = 1.0
     limit: float = 60.0
 
 
@@ -132,6 +133,7 @@ def run_closed(
     subjects: Sequence[Subject],
     budget: Budget,
     *,
+    percent: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
     on_block: Callable[[Subject, float, bool], None] | None = None,
@@ -139,9 +141,10 @@ def run_closed(
     """Time closed-loop queries of all subjects, taking turns in blocks: A B C, C B A, …, so that drift meets all alike.
 
     After each switch comes a short pause, for the neighbour's worker threads spin on for a while, and one untimed query, so
-    that cold caches are charged to nobody. `on_block(subject,
-    seconds, before)` is called around each block, outside of the timed region.
+    that cold caches are charged to nobody. percent: the percentile that must get its interval. `on_block(subject, seconds,
+    before)` is called around each block, outside of the timed region.
     """
+    least = max(budget.queries, queries_for(percent))
     timings = [Timing(s.clips) for s in subjects]
     for subject, timing in zip(subjects, timings, strict=True):
         timing.warmup = warm_up(subject, budget.warmup, clock)
@@ -161,7 +164,7 @@ def run_closed(
             _block(subject, timing, budget, clock)
             if on_block:
                 on_block(subject, timing.seconds, False)
-            enough = len(timing.times) >= budget.queries and timing.seconds >= budget.seconds
+            enough = len(timing.times) >= least and timing.seconds >= budget.seconds
             timing.short = not enough and timing.seconds >= budget.limit
             if enough or timing.short:
                 open_.discard(index)

@@ -46,6 +46,13 @@ def percentile_interval(values: ArrayLike, percent: float, confidence: float = 0
     return (float(ordered[lower - 1]) if lower >= 1 else None, float(ordered[upper - 1]) if upper <= count else None)
 
 
+def queries_for(percent: float | None, confidence: float = 0.95) -> int:
+    """How many values `percentile_interval` needs for an upper bound: the least n with (percent/100)ⁿ ≤ (1 − confidence)/2."""
+    if not percent:
+        return 1
+    return math.ceil(math.log((1 - confidence) / 2) / math.log(percent / 100))
+
+
 def _binomial_cdf(count: int, share: float) -> NDArray[np.float64]:
     """P(X <= k) for k = 0 … count."""
     k = np.arange(count + 1)

@@ -7,10 +7,13 @@ precision, which 11 removed, are never touched.
 from __future__ import annotations
 
 import platform
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from dtkd_edge.artifact import EngineKey
+from dtkd_edge.console import say
 from dtkd_edge.errors import DtkdEdgeError, MissingDependency
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import atomic_path, cache_folder
@@ -35,6 +38,7 @@ def build_engine(
         if not parser.parse_from_file(str(onnx_path)):
             raise parse_error(onnx_path, [parser.get_error(i) for i in range(parser.num_errors)])
         config = configure(trt, builder, request)
+        config.progress_monitor = make_monitor(trt)
         cache = _load_cache(config, timing_cache)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
@@ -86,6 +90,35 @@ def make_logger(trt: Any) -> Any:
                 self.lines.append(f"{severity.name}: {msg}")
 
     return Logger()
+
+
+def make_monitor(trt: Any, every: float = 5.0) -> Any:
+    """A TensorRT progress monitor that says which phase a build is in, and how far, at most once in `every` seconds."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.said = time.monotonic()
+            self.lock = threading.Lock()  # TensorRT calls from its own threads
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self.lock:
+                self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self.lock:
+                now = time.monotonic()
+                if now - self.said >= every:
+                    self.said = now
+                    say(f"TensorRT: {phase_name}, {step + 1} of {self.steps.get(phase_name, 0)}")
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self.lock:
+                self.steps.pop(phase_name, None)
+
+    return Monitor()
 
 
 def parse_error(onnx_path: Path, errors: list[Any]) -> DtkdEdgeError:

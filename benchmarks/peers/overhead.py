@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dtkd_edge.artifact import Artifact
+from dtkd_edge.benchmarks.peers.turns import watched
 from dtkd_edge.benchmarks.queries import make_inputs, make_query
 from dtkd_edge.benchmarks.scenarios import SCENARIOS, Budget, Subject, run_closed
 from dtkd_edge.deploy.backends import Backend, open_backend
@@ -59,13 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             rivals["bare loop around OpenVINO's request"] = lambda: request.infer({"frames": frames}, share_inputs=True)
         for name, call in rivals.items():
             pairs: list[tuple[float, float]] = []
-            for turn in range(options.pairs):
-                if turn % 2:
-                    b = bare(call, options.seconds)
-                    pairs.append((ours(backend, options.seconds), b))
-                else:
-                    a = ours(backend, options.seconds)
-                    pairs.append((a, bare(call, options.seconds)))
+            with watched():
+                for turn in range(options.pairs):
+                    if turn % 2:
+                        b = bare(call, options.seconds)
+                        pairs.append((ours(backend, options.seconds), b))
+                    else:
+                        a = ours(backend, options.seconds)
+                        pairs.append((a, bare(call, options.seconds)))
             ratios = sorted(a / b for a, b in pairs)
             print(
                 f"ours {1e3 * statistics.median(a for a, _ in pairs):.4f} ms, {name} "

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.plan import find_data
-from dtkd_edge.benchmarks.report import number
+from dtkd_edge.benchmarks.report import OTHERS, number
 from dtkd_edge.benchmarks.scenarios import Budget, Subject, run_closed
 from dtkd_edge.benchmarks.statistics import ratio_interval
+from dtkd_edge.benchmarks.telemetry.cpu import CpuSource
 from dtkd_edge.runs import run_artifacts
 
 Query = Callable[[int], object]
@@ -47,10 +49,22 @@ def find_videos(run: Path, given: Sequence[Path], most: int = 16) -> list[Path]:
     return list(dict.fromkeys(Path(data.clips[i].path) for i in range(min(most, len(data.clips)))))
 
 
+@contextmanager
+def watched() -> Iterator[None]:
+    """Say so where other processes took a part of the CPUs meanwhile (child processes of this one count as others)."""
+    cpu = CpuSource()
+    cpu.read()
+    yield
+    others, whole = cpu.read().others or (0.0, 0.0)
+    if others > OTHERS * whole:
+        print(f"other processes took {100 * others / whole:.0f} % of the CPUs meanwhile: believe no time, and ratios with care")
+
+
 def compare(queries: dict[str, Query], asked: argparse.Namespace) -> None:
     """Measure all, taking turns, and print a line for each; the last column is how many times as long as the first it takes."""
     subjects = [Subject(name, query) for name, query in queries.items()]
-    timings = run_closed(subjects, Budget(queries=asked.queries, seconds=asked.seconds, warmup=min(1.0, asked.seconds)))
+    with watched():
+        timings = run_closed(subjects, Budget(queries=asked.queries, seconds=asked.seconds, warmup=min(1.0, asked.seconds)))
     latencies = [timing.latency(90) for timing in timings]
     width = max(map(len, queries))
     for name, timing, latency in zip(queries, timings, latencies, strict=True):

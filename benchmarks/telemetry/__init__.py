@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 from dtkd_edge.benchmarks.record import Telemetry
 
 ROOT_VARIABLE = "DTKD_EDGE_DEVICE_ROOT"
+LEAST_CPU_S = 0.2  # the kernel counts in hundredths of a second: less says nothing
 
 
 def device_root() -> Path:
@@ -43,6 +44,7 @@ class Reading:
     power_w: float | None = None
     throttle: set[str] | None = None  # active reasons now; None: this source cannot tell
     throttle_count: int | None = None  # a counter that only grows; None: there is none
+    others: tuple[float, float] | None = None  # CPU seconds since the last reading: of other processes, of all CPUs together
 
 
 class Source(Protocol):
@@ -153,6 +155,8 @@ class Sampler:
                 point[f"{name} °C"] = value
             if reading.power_w is not None:
                 point[f"{source} W"] = round(reading.power_w, 3)
+        shares = [r.others for _, _, _, r in rows if r.others is not None]
+        others, whole = (sum(part) for part in zip(*shares, strict=True)) if shares else (0.0, 0.0)
         throttled, reasons = _throttled([row[2:] for row in rows])
         return Telemetry(
             clocks_mhz={k: _median(v) for k, v in clocks.items()},
@@ -160,6 +164,7 @@ class Sampler:
             power_mode=self.facts.get("jetson", {}).get("power_mode") or self.facts.get("cpu", {}).get("governor"),
             throttled=throttled,
             throttle_reasons=reasons,
+            other_load=round(others / whole, 3) if whole > LEAST_CPU_S else None,
             timeline=[p for p in timeline.values() if len(p) > 1],
             notes=list(dict.fromkeys(self.notes)),
         )

@@ -25,6 +25,7 @@ class CpuSource:
         self.root = root
         self.cpus = root / "sys/devices/system/cpu"
         self._energy: tuple[float, float] | None = None
+        self._used: tuple[float, float, float] | None = None
 
     def facts(self) -> dict[str, Any]:
         info = parse_cpuinfo(read(self.root / "proc/cpuinfo") or "")
@@ -48,7 +49,7 @@ class CpuSource:
         return facts
 
     def read(self) -> Reading:
-        reading = Reading(temperatures_c=self._temperatures(), power_w=self._power())
+        reading = Reading(temperatures_c=self._temperatures(), power_w=self._power(), others=self._others())
         clocks = [
             int(text) / 1000
             for path in sorted(self.cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
@@ -87,6 +88,28 @@ class CpuSource:
         if before is None or now[1] < before[1] or now[0] - before[0] < 0.05:  # first look, wrapped, or too close
             return None
         return (now[1] - before[1]) / 1e6 / (now[0] - before[0])
+
+    def _others(self) -> tuple[float, float] | None:
+        """CPU seconds since the last reading: what was busy without this process, and all there were."""
+        counted = parse_stat(read(self.root / "proc/stat") or "")
+        if counted is None:
+            return None
+        own = os.times()
+        now, before = (*counted, own.user + own.system), self._used
+        self._used = now
+        if before is None:
+            return None
+        busy, whole, mine = (b - a for a, b in zip(before, now, strict=True))
+        return min(max(busy - mine, 0.0), whole), whole
+
+
+def parse_stat(text: str) -> tuple[float, float] | None:
+    """The first line of /proc/stat (proc_stat(5)) → seconds of all CPUs since boot: busy, steal included, and altogether."""
+    parts = (text.splitlines() or [""])[0].split()
+    if len(parts) < 9 or parts[0] != "cpu" or not all(part.isdigit() for part in parts[1:]):
+        return None
+    ticks = [int(part) / os.sysconf("SC_CLK_TCK") for part in parts[1:9]]  # guests are in user and nice already
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
 
 
 def parse_cpuinfo(text: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import os
 from typing import Any
 
 from dtkd_edge.benchmarks.telemetry import Reading
+from dtkd_edge.deploy.backends.devices import nvidia_gpus
+from dtkd_edge.errors import MissingDependency
 
 # nvmlClocksEventReason*: the ones that mean that the GPU ran slower than it was asked to (NVML API reference).
 SLOWDOWNS = {
@@ -23,10 +25,15 @@ def decode_slowdowns(mask: int) -> set[str]:
 
 
 def open_nvidia(index: int | None = None) -> NvidiaSource | None:
-    """The GPU that CUDA's device 0 is, or None where there is no NVML or no GPU."""
+    """The GPU that CUDA's device 0 is, or None where there is no NVML or no GPU.
+
+    Raises MissingDependency where there is a GPU and only the Python package is missing: a note in the record.
+    """
     try:
         import pynvml
-    except ImportError:
+    except ImportError as error:
+        if nvidia_gpus():
+            raise MissingDependency("its clocks, power and throttling are not read: pip install nvidia-ml-py") from error
         return None
     try:
         pynvml.nvmlInit()

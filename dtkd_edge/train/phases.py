@@ -261,7 +261,8 @@ def predictions(run: RunContext, scores: Mapping[str, Scores]) -> dict[str, Pred
         if run.recipe.distill.method == "dtkd" and {"cnn", "vit"} <= set(logits):
             student, cnn, vit = (torch.from_numpy(logits[name]) for name in ("student", "cnn", "vit"))
             omega = datw.teacher_weights(student, [cnn, vit], **options).numpy()
-        heads[head] = Predictions(names, scores["student"].labels[head][both["student"]], logits, omega)
+        index = numbers["student"][both["student"]]
+        heads[head] = Predictions(names, scores["student"].labels[head][both["student"]], logits, omega, index)
     return heads
 
 

@@ -30,25 +30,28 @@ Ints = NDArray[np.int64]
 @dataclass
 class Predictions:
     """One head on the validation clips: `labels` `[n]`, `logits` per network `[n, K]`, `omega` `[n, 2]` (columns cnn, vit) where
-    the method weighs teachers by sample."""
+    the method weighs teachers by sample, `index` `[n]` the clips' numbers in the catalogue."""
 
     classes: Sequence[str]
     labels: Ints
     logits: Mapping[str, Floats]
     omega: Floats | None = None
+    index: Ints | None = None
 
     def answers(self, network: str) -> Ints:
         return self.logits[network].argmax(1).astype(np.int64)
 
 
 def save_predictions(folder: Path, heads: Mapping[str, Predictions]) -> None:
-    """RUN/predictions.npz: `HEAD/labels`, `HEAD/classes`, `HEAD/logits/NETWORK`, `HEAD/omega`."""
+    """RUN/predictions.npz: `HEAD/labels`, `HEAD/classes`, `HEAD/logits/NETWORK`, `HEAD/omega`, `HEAD/index`."""
     arrays: dict[str, NDArray[Any]] = {}
     for head, found in heads.items():
         arrays |= {f"{head}/labels": found.labels, f"{head}/classes": np.array(list(found.classes))}
         arrays |= {f"{head}/logits/{network}": logits for network, logits in found.logits.items()}
         if found.omega is not None:
             arrays[f"{head}/omega"] = found.omega
+        if found.index is not None:
+            arrays[f"{head}/index"] = found.index
     with atomic_path(folder / "predictions.npz") as aside, aside.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 

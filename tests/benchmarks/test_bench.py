@@ -24,8 +24,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from dtkd_edge.artifact import Artifact
-from dtkd_edge.benchmarks import accuracy
-from dtkd_edge.benchmarks.accuracy import match_labels
 from dtkd_edge.benchmarks.command import bench
 from dtkd_edge.benchmarks.page import page
 from dtkd_edge.benchmarks.queries import make_inputs, make_query
@@ -34,14 +32,14 @@ from dtkd_edge.benchmarks.report import markdown, number, table
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.deploy.backends import open_backend
-from dtkd_edge.errors import DataError, InputError, MissingDevice, UsageError
+from dtkd_edge.errors import InputError, MissingDevice, UsageError
 from dtkd_edge.plots import CHARACTER, HEIGHT, LINE, WIDTH, Point, log_ticks, nice_ticks, pareto, scatter
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import read_input
 
-QUICK: dict[str, Any] = {"min_seconds": 0.1, "min_queries": 20}
-WORDS = ["--min-seconds", "0.1", "--min-queries", "20"]
+QUICK: dict[str, Any] = {"min_seconds": 0.1, "min_queries": 20, "warmup": 0.1}
+WORDS = ["--min-seconds", "0.1", "--min-queries", "20", "--warmup", "0.1"]
 
 
 def run_cli(*args: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -255,22 +253,6 @@ def test_ctrl_c_keeps_the_rows_that_are_whole(run_folder: Path) -> None:
     assert (run_folder / "bench.html").is_file()
 
 
-def test_labels_are_matched_by_name() -> None:
-    assert match_labels({"action": ["a", "b", "c"]}, {"action": ["c", "x", "a"]}, "art") == {"action": [2, -1, 0]}
-    with pytest.raises(DataError, match="no label in common"):
-        match_labels({"action": ["a"]}, {"action": ["z"]}, "art")
-    with pytest.raises(DataError, match="no label in common"):
-        match_labels({"verb": ["a"]}, {"action": ["a"]}, "art")
-
-
-def test_a_constant_output_is_not_right() -> None:
-    tally = accuracy._Tally({"action": [0, 1]})
-    tally.add("action", np.zeros(8, np.float32), 0)
-    assert tally.right1 == {"action": 0} and tally.right5 == {"action": 0}
-    tally.add("action", np.array([0, 3, 1, 2, 0, 0, 0, 0], np.float32), 1)
-    assert tally.right1 == {"action": 1}
-
-
 def test_the_first_artefact_does_not_pay_for_the_runtimes_library(onnx_artifact: Path, tmp_path: Path) -> None:
     """Equal artefacts: the first one's figures would be several times the other's if importing and making inputs counted."""
     copies = [shutil.copytree(onnx_artifact, tmp_path / name) for name in ("one", "two")]
@@ -278,13 +260,6 @@ def test_the_first_artefact_does_not_pay_for_the_runtimes_library(onnx_artifact:
     done = run_cli("bench", *copies, *words, cwd=tmp_path)
     first, second = parse_records(done.stdout, "stdout")
     assert first.memory_mb is not None and second.memory_mb is not None and first.memory_mb < second.memory_mb + 20
-
-
-def test_an_output_that_is_no_number_is_not_right() -> None:
-    tally = accuracy._Tally({"action": [0, 1]})
-    tally.add("action", np.full(8, np.nan, np.float32), 1)
-    tally.add("action", np.array([np.nan, 1, 0, 0, 0, 0, 0, 0], np.float32), 0)
-    assert tally.seen == {"action": 2} and tally.right1 == {"action": 0} and tally.right5 == {"action": 0}
 
 
 def test_a_stream_artefact_is_measured_as_what_it_is(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

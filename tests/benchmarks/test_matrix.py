@@ -26,7 +26,7 @@ from dtkd_edge.benchmarks.record import Record, read_records, write_records
 from dtkd_edge.errors import ArtifactError, DataError, InputError, MissingDevice, UsageError
 from dtkd_edge.files import sha256
 
-QUICK: dict[str, Any] = {"min_seconds": 0.05, "min_queries": 20}
+QUICK: dict[str, Any] = {"min_seconds": 0.05, "min_queries": 20, "warmup": 0.1}
 
 
 @pytest.fixture
@@ -34,7 +34,8 @@ def matrix(run_folder: Path, tmp_path: Path) -> Path:
     """A file of two benches: the run's artefacts here on two devices, and one with eight clips at once."""
     path = tmp_path / "night.yaml"
     path.write_text(
-        f"artifacts: {run_folder}/export/*\nscenarios: single-stream,offline\nclips: 0\nmin_seconds: 0.05\nmin_queries: 20\n"
+        f"artifacts: {run_folder}/export/*\nscenarios: single-stream,offline\nclips: 0\n"
+        "min_seconds: 0.05\nmin_queries: 20\nwarmup: 0.1\n"
         f"benches:\n  - devices: [cpu, jetson]\n  - {{artifacts: [{run_folder}/export/onnx-fp32], scenarios: multi-stream}}\n"
     )
     return path
@@ -45,6 +46,7 @@ def made(rows: list[Record]) -> list[tuple[str, str, str]]:
 
 
 def test_a_file_of_benches_is_measured_once(matrix: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_folder / "export" / ".onnx-int8.killed").mkdir()  # no shell's * would name it
     rows = bench([matrix])
     assert sorted(made(rows)) == sorted(
         [(t, s, state) for t in ("onnx", "openvino") for s in ("single-stream", "offline") for state in ("ok", "unsupported")]
@@ -266,6 +268,21 @@ def test_rows_of_another_machine_are_not_taken_over(run_folder: Path, tmp_path: 
     write_records(tmp_path / "r.jsonl", [first.model_copy(update={"tools": {**first.tools, "machine": "a faster one"}})])
     (second,) = bench([run_folder / "export" / "onnx-fp32"], resume=True, **words)
     assert second.created >= first.created and second.tools == first.tools and second.latency_ms != first.latency_ms
+
+
+def test_a_bench_that_gives_another_median_than_the_last_is_called_noisy(run_folder: Path) -> None:
+    words: dict[str, Any] = {"device": "cpu", "scenarios": ["offline"], "clips": 0, "threads": 1, **QUICK}
+    artifact = run_folder / "export" / "onnx-fp32"
+    (first,) = bench([artifact], **words)
+    assert first.drift is None and first.latency_ms is not None
+    half = first.latency_ms.model_copy(update={"p50": first.latency_ms.p50 / 2})
+    write_records(run_folder / "bench.jsonl", [first.model_copy(update={"latency_ms": half})])
+    (second,) = bench([artifact], **words)
+    assert second.latency_ms is not None and second.is_noisy
+    assert second.drift == pytest.approx(second.latency_ms.p50 / half.p50 - 1, abs=1e-3)
+    assert "against the last bench" in (run_folder / "bench.html").read_text(encoding="utf-8")
+    (other,) = bench([artifact], **{**words, "include": "preprocess"})  # something else is timed
+    assert other.drift is None
 
 
 def test_a_clock_that_is_set_while_it_runs_changes_nothing(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from deploy_cases import edit_manifest
 from test_telemetry import fake_jetson
 
 from dtkd_edge.benchmarks import remote
@@ -27,7 +28,7 @@ from dtkd_edge.errors import InputError, MissingDependency, MissingDevice, Usage
 from dtkd_edge.files import sha256
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-QUICK = {"min_seconds": 0.1, "min_queries": 20}
+QUICK = {"min_seconds": 0.1, "min_queries": 20, "warmup": 0.1}
 
 
 class FarMachine:
@@ -115,7 +116,8 @@ def test_rows_come_back_from_a_jetson(
     for row in rows:
         assert row.status == "ok" and row.device.kind == "jetson" and row.device.host == "far"
         assert row.device.details["jetson"]["model"] == "NVIDIA Jetson Orin Nano Developer Kit"
-        assert row.power_w == pytest.approx(2.957) and row.energy_mj is not None
+        assert row.power_w == pytest.approx(2.957) and row.throughput is not None
+        assert row.energy_mj == pytest.approx(2957 / row.throughput, rel=1e-3)
         assert row.telemetry.power_mode == "15W" and row.telemetry.throttled == "no"
         assert row.artifact == f"tiny-onnx/{onnx_artifact.name}" and "--host far" in row.command
     said = capsys.readouterr()
@@ -134,6 +136,69 @@ def test_rows_come_back_from_a_jetson(
     assert "files copied" not in capsys.readouterr().err
     (more,) = [r for r in bench([onnx_artifact], scenarios=["offline,multi-stream"], **words, **QUICK) if r not in rows]
     assert more.scenario == "multi-stream" and more.device.host == "far"
+
+
+FAR_EXPORT = """#!/bin/sh
+# dtkd-edge on a machine with TensorRT: its `export FOLDER --target tensorrt` needs a GPU, so the engine is a stand-in that ONNX
+# Runtime runs; everything else is the real program.
+echo "$*" >> {calls}
+case "$*" in
+export*--verify-only) if [ -f "$2/model.engine" ]; then exit 0; fi; echo "error: the engine is not built yet" >&2; exit 3;;
+export*) echo "building a TensorRT engine" >&2; sleep 1.5; echo "TensorRT: Timing graph nodes, 10 of 40" >&2
+  if [ -f {fails} ]; then echo "error: out of memory" >&2; exit 1; fi
+  {python} -c "{code}" "$2"; exit 0;;
+esac
+exec {python} -m dtkd_edge "$@"
+"""
+BUILD = """
+import sys
+from pathlib import Path
+from dtkd_edge.artifact import Artifact, EngineKey, new_artifact, now
+old = Artifact.open(Path(sys.argv[1]))
+graph = old.file('.onnx').read_bytes()
+key = EngineKey(gpu='far', compute_capability='8.7', tensorrt='10.3')
+with new_artifact(old.folder, old.manifest.model_copy(update={'target': 'onnx', 'engine_key': key, 'created': now()})) as aside:
+    (aside / 'model.onnx').write_bytes(graph)
+    (aside / 'model.engine').write_bytes(b'ENGINE')
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_is_built_there_once(
+    far: FarMachine, onnx_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready = shutil.copytree(onnx_artifact, tmp_path / "tensorrt-fp16")
+    edit_manifest(ready, target="tensorrt", precision="fp16")
+    calls, fails = tmp_path / "calls", tmp_path / "fails"
+    program = far.home / ".local/bin/dtkd-edge"
+    program.write_text(FAR_EXPORT.format(calls=calls, fails=fails, python=sys.executable, code=BUILD.strip()))
+    words: dict[str, Any] = {
+        "host": "far",
+        "scenarios": ["single-stream"],
+        "threads": 1,
+        "json": str(tmp_path / "r.jsonl"),
+        **QUICK,
+    }
+    (row, plain_onnx) = bench([ready, onnx_artifact], **words)
+    assert row.status == plain_onnx.status == "ok" and row.artifact == "tiny-onnx/tensorrt-fp16" and row.path == str(ready)
+    assert "model.engine" in row.files and "model.engine" not in plain_onnx.files
+    said = capsys.readouterr().err
+    assert "far: building a TensorRT engine" in said and "far: TensorRT: Timing graph nodes, 10 of 40" in said
+    assert said.index("building a TensorRT") < said.index("far: single-stream:")
+    asked = calls.read_text().splitlines()
+    assert sum("--target tensorrt" in line for line in asked) == 1
+
+    assert bench([ready, onnx_artifact], resume=True, **words) == [row, plain_onnx]  # though its manifest is another one there
+    (again, _) = bench([ready, onnx_artifact], **words)  # the engine lasts; it is only checked
+    assert again.files == row.files and "building" not in capsys.readouterr().err
+    assert sum("--target tensorrt" in line for line in calls.read_text().splitlines()) == 1
+
+    edit_manifest(ready, name="another")
+    fails.touch()
+    with pytest.raises(MissingDevice, match=r"TensorRT is not usable|nothing here runs"):
+        bench([ready], **{**words, "json": None})
+    assert "far: error: out of memory" in capsys.readouterr().err
+    assert not far.jobs
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,15 @@ def test_the_limit_ends_a_run_and_is_noted() -> None:
         [takes(clock, 1.0)], Budget(queries=200, seconds=3, warmup=0, limit=10), clock=clock, sleep=clock.sleep
     )
     assert timing.short and len(timing.times) == 10
+
+
+def test_a_percentile_gets_as_many_queries_as_its_interval_needs() -> None:
+    clock = Clock()
+    words: dict[str, Any] = {"clock": clock, "sleep": clock.sleep}
+    (tail,) = run_closed([takes(clock, 0.1)], Budget(queries=20, seconds=2, warmup=0), percent=99, **words)
+    assert len(tail.times) >= 368 and tail.latency(99).interval[1] is not None and not tail.short
+    (cut,) = run_closed([takes(clock, 0.1)], Budget(queries=20, seconds=2, warmup=0, limit=5), percent=99, **words)
+    assert cut.short and cut.latency(99).interval[1] is None  # the limit is one
 
 
 def test_subjects_take_turns_and_the_order_alternates() -> None:

@@ -15,6 +15,7 @@ from dtkd_edge.benchmarks.statistics import (
     outliers,
     percentile,
     percentile_interval,
+    queries_for,
     ratio_interval,
     share_difference,
     wilson,
@@ -110,3 +111,11 @@ def test_halves_and_outliers() -> None:
     assert halves_disagree([1.0]) == 0
     assert outliers([1.0, 1.1, 0.9, 1.05] * 20 + [50.0, 60.0]) == 2
     assert math.isclose(percentile([1.0] * 99 + [50.0], 100), 50.0)  # counted, not dropped
+
+
+@pytest.mark.parametrize("percent", [50.0, 90.0, 99.0])
+def test_so_many_queries_give_a_percentile_its_upper_bound(percent: float) -> None:
+    count = queries_for(percent)
+    assert percentile_interval(range(count), percent)[1] is not None
+    assert percentile_interval(range(count - 1), percent)[1] is None
+    assert queries_for(None) == 1

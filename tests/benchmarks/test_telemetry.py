@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtkd_edge.benchmarks.telemetry import Reading, Sampler, Source
-from dtkd_edge.benchmarks.telemetry.cpu import CpuSource, parse_cpuinfo
+from dtkd_edge.benchmarks.telemetry import SOURCES, Reading, Sampler, Source
+from dtkd_edge.benchmarks.telemetry.cpu import CpuSource, parse_cpuinfo, parse_stat
 from dtkd_edge.benchmarks.telemetry.jetson import (
     jetpack,
     jetson_model,
@@ -20,6 +24,7 @@ from dtkd_edge.benchmarks.telemetry.jetson import (
     parse_tegrastats,
 )
 from dtkd_edge.benchmarks.telemetry.nvidia import decode_slowdowns, open_nvidia
+from dtkd_edge.deploy.backends.devices import nvidia_gpus
 
 NANO = (
     "RAM 1409/3964MB (lfb 28x4MB) SWAP 0/1982MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [22%@518,67%@518,off,off] "
@@ -126,6 +131,75 @@ def test_nvml_where_there_is_no_gpu_is_no_source() -> None:
         source.close()
 
 
+NVML = r"""
+#include <stdint.h>
+#include <string.h>
+typedef struct { unsigned long long total, free, used; } memory_t;
+#define NOT_SUPPORTED 3
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { return "Not Supported"; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **handle) { *handle = (void *)(uintptr_t)(i + 1); return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned size) { strncpy(text, "580.95.05", size); return 0; }
+int nvmlDeviceGetName(void *h, char *text, unsigned size) {
+  strncpy(text, h == (void *)2 ? "NVIDIA Second" : "NVIDIA First", size); return 0; }
+int nvmlDeviceGetMemoryInfo(void *h, memory_t *m) { m->total = 80ULL << 30; m->free = m->used = 0; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *h, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
+int nvmlDeviceGetEnforcedPowerLimit(void *h, unsigned *mw) { return NOT_SUPPORTED; }
+int nvmlDeviceGetMaxClockInfo(void *h, unsigned kind, unsigned *mhz) { *mhz = 1980; return 0; }
+int nvmlDeviceGetClockInfo(void *h, unsigned kind, unsigned *mhz) { *mhz = kind == 1 ? 1755 : 2619; return 0; }
+int nvmlDeviceGetTemperature(void *h, unsigned sensor, unsigned *c) { *c = 61; return 0; }
+int nvmlDeviceGetPowerUsage(void *h, unsigned *mw) { *mw = 321500; return 0; }
+int nvmlDeviceGetCurrentClocksEventReasons(void *h, unsigned long long *mask) { *mask = 0x4 | 0x1; return 0; }
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="gcc makes the stub of NVIDIA's library")
+def test_nvml_by_its_real_package_over_a_stub_of_the_library(tmp_path: Path) -> None:
+    """Names, types and structures are the package's own; only the driver's answers are ours."""
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", tmp_path / "libnvidia-ml.so.1"], input=NVML, text=True, check=True
+    )
+    code = (
+        "import json\nfrom dtkd_edge.benchmarks.telemetry import SOURCES, Sampler\n"
+        "sampler = Sampler(interval=60, sources={'nvidia': SOURCES['nvidia']})\n"
+        "with sampler:\n    sampler.label = 'work'\n    sampler.sample()\n"
+        "seen = sampler.telemetry('work')\n"
+        "print(json.dumps([sampler.facts, sampler.power('work', 'nvidia'), seen.model_dump()]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1,0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts, watts, seen = json.loads(done.stdout)
+    assert facts["nvidia"] == {
+        "gpu": "NVIDIA Second", "driver": "580.95.05", "memory_gb": 80.0, "compute_capability": "9.0", "power_limit_w": None,
+        "max_sm_mhz": 1980,
+    }  # fmt: skip
+    assert watts == 321.5 and seen["temperatures_c"] == {"gpu": 61.0}
+    assert seen["clocks_mhz"] == {"gpu": 1755.0, "gpu memory": 2619.0}
+    assert seen["throttled"] == "yes" and seen["throttle_reasons"] == ["software power cap"] and not seen["notes"]
+
+
+def test_a_gpu_whose_package_is_missing_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, NVIDIA First, 9.0, 580.95.05'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    nvidia_gpus.cache_clear()
+    try:
+        with Sampler(interval=60, sources={"nvidia": SOURCES["nvidia"]}) as sampler:
+            sampler.label = "work"
+            sampler.sample()
+    finally:
+        nvidia_gpus.cache_clear()
+    (note,) = sampler.telemetry("work").notes
+    assert note == "nvidia: its clocks, power and throttling are not read: pip install nvidia-ml-py"
+    assert sampler.telemetry("work").throttled == "unknown"
+
+
 X86 = """processor\t: 0
 model name\t: Some CPU
 cpu MHz\t\t: 2000.0
@@ -158,6 +232,35 @@ def test_this_machines_cpu() -> None:
     facts = source.facts()
     assert facts["model"] and facts["logical_cpus"] >= 1 and facts["memory_gb"] > 0
     source.read()
+
+
+STAT = "cpu  1000 200 300 5000 100 0 50 40 900 0\ncpu0 500 100 150 2500 50 0 25 20 450 0\n"
+
+
+def test_what_other_processes_take(tmp_path: Path) -> None:
+    tick = os.sysconf("SC_CLK_TCK")
+    assert parse_stat(STAT) == (pytest.approx(1590 / tick), pytest.approx(6690 / tick))
+    assert parse_stat("") is None and parse_stat("cpu 1 2") is None and parse_stat("intr 1 2 3 4 5 6 7 8") is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/stat").write_text(STAT)
+    with Sampler(tmp_path, interval=60) as sampler:
+        sampler.label = "work"
+        (tmp_path / "proc/stat").write_text(
+            STAT.replace("cpu  1000", f"cpu  {1000 + 60 * tick}").replace(" 5000", f" {5000 + 40 * tick}")
+        )
+        sampler.sample()
+    assert sampler.telemetry("work").other_load == pytest.approx(0.6, abs=0.05)  # of 100 s; this process took hardly any
+    assert sampler.telemetry("nothing").other_load is None
+
+
+def test_another_process_is_seen() -> None:
+    """A real one that only turns, on the real /proc/stat."""
+    with Sampler(interval=60, sources={"cpu": SOURCES["cpu"]}) as sampler:
+        sampler.label = "work"
+        code = "import time\nwhile time.process_time() < 1: pass"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        sampler.sample()
+    assert (sampler.telemetry("work").other_load or 0) > 0
 
 
 def fake_jetson(root: Path, line: str = ORIN_NANO) -> Path:

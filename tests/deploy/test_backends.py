@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,26 @@ def test_matches_torch_for_any_number_of_clips(
         backend.run(255 - clips)
         np.testing.assert_array_equal(first, kept)  # a result is the caller's own
         np.testing.assert_array_equal(backend.run(clips)["action"], kept)  # deterministic
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_run_blocks_until_the_result_is_on_the_host(target: str, request: pytest.FixtureRequest, clips: np.ndarray) -> None:
+    """The frames may be overwritten the moment run returns, and the result is whole by then; the TensorRT backend has the same
+    test in tests/export/trt_cases.py."""
+    artifact = Artifact.open(request.getfixturevalue(f"{target}_artifact"))
+    inputs = [clips[:1], 255 - clips[:1]]
+    with open_backend(artifact, device="cpu", threads=1) as backend:
+        wanted = [backend.run(frames)["action"].copy() for frames in inputs]
+        assert np.abs(wanted[0] - wanted[1]).max() > 0.1
+        frames = np.empty_like(inputs[0])
+        for turn in range(50):
+            np.copyto(frames, inputs[turn % 2])
+            out = backend.run(frames)["action"]
+            frames.fill(turn)
+            seen = out.copy()
+            np.testing.assert_array_equal(seen, wanted[turn % 2])
+        time.sleep(0.05)
+        np.testing.assert_array_equal(out, seen)  # nothing writes into it any more
 
 
 def test_openvino_runs_in_the_precision_that_the_manifest_asks_for(openvino_artifact: Path) -> None:

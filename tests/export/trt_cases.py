@@ -123,6 +123,21 @@ def test_fp32_is_fp32_and_not_tf32(tmp_path: Path) -> None:
     stage.config.clear_flag.assert_called_once_with(trt.BuilderFlag.TF32)
 
 
+def test_a_build_says_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Stage()
+    build(stage, tmp_path)
+    assert isinstance(stage.config.progress_monitor, trt.IProgressMonitor)
+    monitor = builder_module.make_monitor(trt, every=0)
+    monitor.phase_start("Timing graph nodes", "Building Engine", 40)
+    assert monitor.step_complete("Timing graph nodes", 9) is True  # False would cancel the build
+    monitor.phase_finish("Timing graph nodes")
+    assert capsys.readouterr().err == "TensorRT: Timing graph nodes, 10 of 40\n"
+    methods = {"phase_start": 3, "step_complete": 2, "phase_finish": 1}
+    for name, count in methods.items():  # called by position, from C++
+        assert len(inspect.signature(getattr(monitor, name)).parameters) == count
+        assert (getattr(trt.IProgressMonitor, name).__doc__ or "").count("arg") in (0, count)
+
+
 def test_the_timing_cache_is_kept_and_read_again(tmp_path: Path) -> None:
     first, second = Stage(), Stage()
     build(first, tmp_path)
@@ -240,6 +255,31 @@ def test_the_runner_uses_names_that_exist(engine_folder: Path, monkeypatch: pyte
         out = backend.run(np.zeros((1, 8, 8, 8, 3), np.uint8))
     assert out["action"].shape == (1, 2)
     context.execute_async_v3.assert_called_once()
+
+
+def test_run_blocks_until_the_result_is_on_the_host(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a stream whose work is done only when somebody waits for it, as a GPU that is slower than the host."""
+    from dtkd_edge.artifact import Artifact
+
+    class Slow(Device):
+        def __init__(self, index: int) -> None:
+            self.queue: list[Any] = []
+
+        def to_host(self, buffer: Any, stream: int) -> None:
+            self.queue.append(buffer)
+
+        def synchronize(self, stream: int) -> None:
+            for buffer in self.queue:
+                buffer.host[...] += 1
+            self.queue.clear()
+
+    tensorrt, _, _ = _runner(monkeypatch)
+    monkeypatch.setattr(tensorrt, "Cuda", Slow)
+    with tensorrt.open_backend(Artifact.open(engine_folder)) as backend:
+        first = backend.run(np.zeros((1, 8, 8, 8, 3), np.uint8))["action"]
+        assert (first == 1).all()
+        second = backend.run(np.zeros((1, 8, 8, 8, 3), np.uint8))["action"]
+        assert (first == 1).all() and (second == 2).all()  # and the first result is the caller's own
 
 
 def test_each_inference_takes_its_gpu_in_the_thread_that_runs_it(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
