@@ -243,6 +243,10 @@ def _trace(model: VideoModel, card: ModelCard, request: Request, scratch: Path, 
 
         stream.to_stream_onnx(model, card, path, batch=request.batch)
     else:
+        if request.target.name == "onnx":  # ONNX Runtime's 3-D kernels are slow, those of the other two are not
+            from dtkd_edge.export import frames
+
+            model = frames.over_frames(model)
         graph.to_onnx(model, card, path, batch=request.batch, dynamic_batch=request.dynamic_batch)
     return unfinished(scratch, manifest.model_copy(update={"precision": "fp32"}), target="onnx")
 
