@@ -66,11 +66,14 @@ class BuiltFrom(_Part):
 
 
 class EngineKey(_Part):
-    """An engine runs only where it was built: the same GPU, the same TensorRT."""
+    """An engine runs only where it was built: the same GPU, the same TensorRT; or a little further, where it was built so."""
 
     gpu: str
     compute_capability: str
     tensorrt: str
+    hardware_compatible: bool = Field(False, description="runs on other GPUs too, from Ampere on")
+    version_compatible: bool = Field(False, description="runs on newer TensorRT versions too")
+    dla: int | None = Field(None, description="the deep learning accelerator that it was built for")
 
 
 class VerifyPart(_Part):

@@ -134,6 +134,15 @@ def export(
     verify_only: Annotated[bool, typer.Option("--verify-only", help="Check an artefact against its stored clips.")] = False,
     workspace: Annotated[int | None, typer.Option(min=1, metavar="MIB", help="tensorrt: memory for the build. [1024]")] = None,
     optimization_level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: 0 quick … 5 thorough. [3]")] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="tensorrt: an engine for every GPU from Ampere on; slower.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: an engine for newer TensorRT too; larger, slower.")
+    ] = False,
+    dla: Annotated[
+        int | None, typer.Option(min=0, metavar="CORE", help="tensorrt: build for that DLA core; the rest on the GPU.")
+    ] = None,
     calibration_clips: Annotated[
         int | None, typer.Option(min=32, metavar="N", help="int8: training clips to measure its ranges on. [300]")
     ] = None,
@@ -154,6 +163,7 @@ def export(
     export_each(
         run, target=target, precision=precision, mode=mode, batch=batch, dynamic_batch=dynamic_batch, out=out, clips=clips,
         overrides=set_ or [], verify_only=verify_only, workspace=workspace, optimization_level=optimization_level,
+        hardware_compatible=hardware_compatible, version_compatible=version_compatible, dla=dla,
         calibration_clips=calibration_clips, max_drop=max_drop,
     )  # fmt: skip
 

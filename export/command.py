@@ -58,6 +58,9 @@ def export(
     verify_only: bool = False,
     workspace: int | None = None,
     optimization_level: int | None = None,
+    hardware_compatible: bool = False,
+    version_compatible: bool = False,
+    dla: int | None = None,
     calibration_clips: int | None = None,
     max_drop: float | None = None,
 ) -> Path:
@@ -66,7 +69,7 @@ def export(
     run:       a run folder (None: the newest), or an artefact folder for `verify_only` and for building its engine
     clips:     real validation clips to verify on; overrides: `data.…=value` where the data has moved since the training
     precision: "auto" builds all of the target's, and returns the fastest that loses no more than `max_drop` points of top-1
-    workspace: MiB that TensorRT may use while it builds
+    workspace: MiB that TensorRT may use while it builds; the four after it: see targets.Request
     calibration_clips: training clips that int8's ranges are measured on
 
     Raises UsageError (a combination the table does not have), CheckpointError (no finished student), MissingDependency,
@@ -79,7 +82,10 @@ def export(
                 "--verify-only needs an artefact folder", "dtkd-edge export --verify-only RUN/export/TARGET-PRECISION"
             )
         return verify_artifact(run)
-    options: dict[str, Any] = {"workspace": workspace, "optimization_level": optimization_level}
+    options: dict[str, Any] = {
+        "workspace": workspace, "optimization_level": optimization_level, "hardware_compatible": hardware_compatible,
+        "version_compatible": version_compatible, "dla": dla,
+    }  # fmt: skip
     if run is not None and is_artifact:
         if out is not None:
             raise UsageError(
@@ -133,7 +139,7 @@ def build_engine(artifact: Artifact, request: Request) -> Artifact:
 
     trt = import_tensorrt()
     tensorrt.check_version(trt)
-    key = current_key(trt, Cuda(0))
+    key = tensorrt.engine_key(current_key(trt, Cuda(0)), request)
     say(f"building a TensorRT {key.tensorrt} engine for {key.gpu}; this takes minutes, the second time less")
     onnx_path = artifact.file(".onnx")
     manifest = artifact.manifest.model_copy(
@@ -237,6 +243,10 @@ def _trace(model: VideoModel, card: ModelCard, request: Request, scratch: Path, 
 
         stream.to_stream_onnx(model, card, path, batch=request.batch)
     else:
+        if request.target.name == "onnx":  # ONNX Runtime's 3-D kernels are slow, those of the other two are not
+            from dtkd_edge.export import frames
+
+            model = frames.over_frames(model)
         graph.to_onnx(model, card, path, batch=request.batch, dynamic_batch=request.dynamic_batch)
     return unfinished(scratch, manifest.model_copy(update={"precision": "fp32"}), target="onnx")
 

@@ -29,6 +29,9 @@ def export_each(
     verify_only: bool = False,
     workspace: int | None = None,
     optimization_level: int | None = None,
+    hardware_compatible: bool = False,
+    version_compatible: bool = False,
+    dla: int | None = None,
     calibration_clips: int | None = None,
     max_drop: float | None = None,
     **common: Any,
@@ -43,7 +46,8 @@ def export_each(
     wanted = targets.names(target or ["onnx"])
     precisions: list[str | None] = [*targets.names(precision or [])] or [None]
     options: dict[str, Any] = {
-        "workspace": workspace, "optimization_level": optimization_level,
+        "workspace": workspace, "optimization_level": optimization_level, "hardware_compatible": hardware_compatible,
+        "version_compatible": version_compatible, "dla": dla,
         "calibration_clips": calibration_clips, "max_drop": max_drop,
     }  # fmt: skip
     shape: dict[str, Any] = {"mode": mode, "batch": batch, "dynamic_batch": dynamic_batch}

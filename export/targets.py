@@ -93,7 +93,7 @@ TARGETS: dict[str, Target] = {
             runtime="`tensorrt`; on a Jetson JetPack's",
             needs={},  # without TensorRT the engine-ready ONNX is still written; the engine is built on the device
             dynamic_batch=False,
-            options=("workspace", "optimization_level"),
+            options=("workspace", "optimization_level", "hardware_compatible", "version_compatible", "dla"),
             auto=False,
         ),
     )
@@ -124,6 +124,9 @@ class Request:
     dynamic_batch: bool = False
     workspace: int = 1024  # MiB
     optimization_level: int = 3
+    hardware_compatible: bool = False  # any GPU from Ampere on; not JetPack's
+    version_compatible: bool = False  # newer TensorRT versions too
+    dla: int | None = None  # number of the accelerator core
     calibration_clips: int = 300  # training clips that int8's ranges are measured on
     max_drop: float = 1.0  # points of top-1 that int8 may cost
 
@@ -182,6 +185,9 @@ def request(
             owner = next((t.name for t in TARGETS.values() if name in t.options), "")
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag}: not an option of the {target} target", f"nearest: --target {owner or target}")
+    if "dla" in given and precision == "fp32":
+        advice = f"nearest: --target {target} --precision fp16 --dla {given['dla']}"
+        raise UsageError("--dla: the accelerator computes in fp16 and int8 only", advice)
     return Request(row, precision, mode, batch, dynamic_batch, **given)  # type: ignore[arg-type]
 
 

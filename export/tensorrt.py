@@ -14,7 +14,8 @@ from typing import Any
 
 from dtkd_edge.artifact import EngineKey
 from dtkd_edge.console import say
-from dtkd_edge.errors import DtkdEdgeError, MissingDependency
+from dtkd_edge.deploy.backends.tensorrt import AMPERE, version_numbers
+from dtkd_edge.errors import DtkdEdgeError, MissingDependency, MissingDevice
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import atomic_path, cache_folder
 
@@ -33,12 +34,12 @@ def build_engine(
     logger = make_logger(trt)
     try:
         builder = trt.Builder(logger)
+        config = configure(trt, builder, request)  # first: what this device lacks is said before the work
+        config.progress_monitor = make_monitor(trt)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(onnx_path)):
             raise parse_error(onnx_path, [parser.get_error(i) for i in range(parser.num_errors)])
-        config = configure(trt, builder, request)
-        config.progress_monitor = make_monitor(trt)
         cache = _load_cache(config, timing_cache)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
@@ -64,14 +65,37 @@ def configure(trt: Any, builder: Any, request: Request) -> Any:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace << 20)
     config.builder_optimization_level = request.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.dla is not None:
+        if request.dla >= builder.num_DLA_cores:
+            raise MissingDevice(
+                f"--dla {request.dla}: TensorRT {trt.__version__} finds {builder.num_DLA_cores} DLA cores here",
+                "leave --dla away: the engine then runs on the GPU",
+            )
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = request.dla
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)  # for what it lacks: it takes 2-D layers only, no uint8
     if request.precision == "fp32":  # on by default, and not what the word fp32 promises: 10 bits of mantissa
         config.clear_flag(trt.BuilderFlag.TF32)
     return config
 
 
+def engine_key(here: EngineKey, request: Request) -> EngineKey:
+    """What an engine that is built here, so, is tied to. MissingDevice where this GPU is too old for what was asked."""
+    if request.hardware_compatible and version_numbers(here.compute_capability) < AMPERE:
+        raise MissingDevice(
+            f"--hardware-compatible: {here.gpu} has compute capability {here.compute_capability}, 8.0 (Ampere) is needed",
+            "leave --hardware-compatible away, or build on a newer GPU",
+        )
+    asked = {"hardware_compatible": request.hardware_compatible, "version_compatible": request.version_compatible}
+    return here.model_copy(update={**asked, "dla": request.dla})
+
+
 def check_version(trt: Any) -> None:
-    numbers = tuple(int(part) for part in str(trt.__version__).split(".")[:2])
-    if numbers < OLDEST:
+    if version_numbers(trt.__version__)[:2] < OLDEST:
         raise MissingDependency(
             f"TensorRT {trt.__version__} is too old, 10.3 or newer is needed", "JetPack 6.1 or newer brings it"
         )

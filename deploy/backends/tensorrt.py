@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import statistics
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,10 @@ from dtkd_edge.errors import ArtifactError, MissingDependency, MissingDevice, No
 INSTALL = (
     'pip install "dtkd-edge[tensorrt]"; on a Jetson JetPack brings tensorrt: make the environment with --system-site-packages'
 )
+
+
+TRIALS = 7  # launches of each kind, to see whether a CUDA graph is faster
+AMPERE = (8, 0)  # the compute capability from which on engines can be built for other GPUs
 
 
 class TensorRTBackend(Backend):
@@ -34,12 +42,19 @@ class TensorRTBackend(Backend):
         self.effective_precision = artifact.manifest.effective_precision
         path = artifact.file(".engine")
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
+        key = artifact.manifest.engine_key
+        if key is not None and key.version_compatible:  # such an engine carries a small runtime of its own, which is code
+            self._runtime.engine_host_code_allowed = True
+        if key is not None and key.dla is not None:
+            self._runtime.DLA_core = key.dla
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise ArtifactError(f"{path}: TensorRT {self._trt.__version__} does not load it", _rebuild(artifact))
         self._context = self._engine.create_execution_context()
         self._stream = self._cuda.stream()
         self._buffers: dict[str, _Buffer] = {}
+        self._graph: int | None = None  # an instantiated CUDA graph of one inference, where that is faster
+        self._settled = False
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = self._trt.TensorIOMode.INPUT
         self._input_names = [name for name in names if self._engine.get_tensor_mode(name) == inputs]
@@ -53,16 +68,51 @@ class TensorRTBackend(Backend):
                 raise ArtifactError(
                     f"{self.artifact.folder}: the engine does not take {name} {list(value.shape)}", "see its profile"
                 )
-            buffer = self._buffer(name, tuple(value.shape))
-            np.copyto(buffer.host, value)
-            self._cuda.to_device(buffer, self._stream)
+            np.copyto(self._buffer(name, tuple(value.shape)).host, value)
         outputs = {name: self._buffer(name, tuple(self._context.get_tensor_shape(name))) for name in self._output_names}
+        if self._graph is not None:
+            self._cuda.launch(self._graph, self._stream)
+        else:
+            self._enqueue()
+        self._cuda.synchronize(self._stream)
+        results = {name: buffer.host.copy() for name, buffer in outputs.items()}
+        if not self._settled:
+            self._settled = True
+            self._graph = self._faster_graph()
+        return results
+
+    def _enqueue(self) -> None:
+        """One inference from the host's buffers to the host's buffers, put on the stream."""
+        for name in self._input_names:
+            self._cuda.to_device(self._buffers[name], self._stream)
         if not self._context.execute_async_v3(self._stream):
             raise NotHereError(f"{self.artifact.folder}: TensorRT failed to run the engine", "see its log above")
-        for buffer in outputs.values():
-            self._cuda.to_host(buffer, self._stream)
-        self._cuda.synchronize(self._stream)
-        return {name: buffer.host.copy() for name, buffer in outputs.items()}
+        for name in self._output_names:
+            self._cuda.to_host(self._buffers[name], self._stream)
+
+    def _faster_graph(self) -> int | None:
+        """The same as a CUDA graph, where launching that is faster: a small network's kernels are shorter than their launches.
+
+        Asked once the engine has run, which TensorRT wants before a capture. Some engines cannot be captured.
+        """
+        try:
+            graph = self._cuda.capture(self._stream, self._enqueue)
+        except NotHereError:
+            return None
+        taken: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(TRIALS):
+            for as_graph, times in taken.items():
+                start = time.perf_counter()
+                if as_graph:
+                    self._cuda.launch(graph, self._stream)
+                else:
+                    self._enqueue()
+                self._cuda.synchronize(self._stream)
+                times.append(time.perf_counter() - start)
+        if statistics.median(taken[True]) < statistics.median(taken[False]):
+            return graph
+        self._cuda.forget(graph)
+        return None
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> _Buffer:
         """The tensor's memory on both sides, made anew when the shape changes (a dynamic batch)."""
@@ -70,11 +120,18 @@ class TensorRTBackend(Backend):
         if held is None or held.host.shape != shape:
             if held is not None:
                 self._cuda.free(held)
+            self._drop_graph()  # it has the old addresses in it
             held = self._buffers[name] = self._cuda.allocate(shape, self._trt.nptype(self._engine.get_tensor_dtype(name)))
             self._context.set_tensor_address(name, held.device)
         return held
 
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._cuda.forget(self._graph)
+        self._graph, self._settled = None, False
+
     def close(self) -> None:
+        self._drop_graph()
         for buffer in self._buffers.values():
             self._cuda.free(buffer)
         self._buffers = {}
@@ -140,6 +197,25 @@ class Cuda:
     def synchronize(self, stream: int) -> None:
         self._call(self._rt.cudaStreamSynchronize(stream))
 
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """What `work` puts on the stream, as a graph that can be launched. NotHereError: it cannot be captured."""
+        self._call(self._rt.cudaStreamBeginCapture(stream, self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        try:
+            work()
+        finally:
+            ended = self._rt.cudaStreamEndCapture(stream)
+        (graph,) = self._call(ended)
+        try:
+            return int(self._call(self._rt.cudaGraphInstantiate(graph, 0))[0])
+        finally:
+            self._call(self._rt.cudaGraphDestroy(graph))
+
+    def launch(self, graph: int, stream: int) -> None:
+        self._call(self._rt.cudaGraphLaunch(graph, stream))
+
+    def forget(self, graph: int) -> None:
+        self._call(self._rt.cudaGraphExecDestroy(graph))
+
     def free(self, buffer: _Buffer) -> None:
         self._call(self._rt.cudaFree(buffer.device))
         self._call(self._rt.cudaFreeHost(buffer.host_address))
@@ -179,12 +255,24 @@ def check_engine_key(artifact: Artifact, here: EngineKey) -> None:
         raise ArtifactError(f"{artifact.folder}: the engine is not built yet", _rebuild(artifact).replace(" again", ""))
     if key is None:
         raise ArtifactError(f"{artifact.folder}: the manifest has no engine_key", _rebuild(artifact))
-    for field in ("tensorrt", "gpu", "compute_capability"):
+    newer = version_numbers(here.tensorrt) >= version_numbers(key.tensorrt)
+    ampere = version_numbers(here.compute_capability) >= AMPERE
+    fits = {
+        "tensorrt": key.version_compatible and newer,
+        "gpu": key.hardware_compatible and ampere,
+        "compute_capability": key.hardware_compatible and ampere,
+    }
+    for field, anyway in fits.items():
         built, now = getattr(key, field), getattr(here, field)
-        if built != now:
+        if built != now and not anyway:
             raise ArtifactError(
                 f"{artifact.folder}: the engine was built for {field} {built}, here it is {now}", _rebuild(artifact)
             )
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    """'10.3.0' → (10, 3, 0); 'rc' and the like are left out."""
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _rebuild(artifact: Artifact) -> str:

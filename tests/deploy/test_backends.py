@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,30 @@ def test_a_model_that_the_runtime_cannot_open(onnx_artifact: Path, tmp_path: Pat
     unknown = artifact.manifest.model_copy(update={"target": "abacus"})
     with pytest.raises(ArtifactError, match="abacus"):
         open_backend(Artifact(tmp_path, unknown))
+
+
+def test_openvino_keeps_what_it_compiled_and_does_not_depend_on_it(
+    openvino_artifact: Path, clips: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DTKD_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("dtkd_edge.deploy.backends.openvino.CACHED", 2)
+    for name in ("older", "oldest"):
+        (tmp_path / "cache" / "openvino" / name).mkdir(parents=True)
+        os.utime(tmp_path / "cache" / "openvino" / name, (1e9, 1e9 - len(name)))
+    artifact = Artifact.open(openvino_artifact)
+
+    def once() -> np.ndarray:
+        with open_backend(artifact, device="cpu") as backend:
+            assert backend.effective_precision == "fp32"
+            return backend.run(clips)["action"]
+
+    first = once()
+    assert not (tmp_path / "cache" / "openvino" / "oldest").exists() and (tmp_path / "cache" / "openvino" / "older").exists()
+    (kept,) = (tmp_path / "cache" / "openvino").rglob("*.blob")
+    written = kept.stat().st_mtime_ns
+    np.testing.assert_array_equal(once(), first)
+    assert kept.stat().st_mtime_ns == written  # taken, not made again
+    kept.write_bytes(kept.read_bytes()[:1000])
+    np.testing.assert_array_equal(once(), first)
+    monkeypatch.setenv("DTKD_EDGE_CACHE", str(openvino_artifact / "model.xml"))  # a file: nothing can be kept there
+    np.testing.assert_array_equal(once(), first)

@@ -39,6 +39,8 @@ def test_defaults() -> None:
         ({"target": "onnx", "batch": 0}, "--batch 1"),
         ({"target": "tensorrt", "dynamic_batch": True}, "--batch 1"),
         ({"target": "onnx", "workspace": 5}, "--target tensorrt"),
+        ({"target": "openvino", "version_compatible": True}, "--target tensorrt"),
+        ({"target": "tensorrt", "precision": "fp32", "dla": 0}, "--precision fp16 --dla"),
     ],
 )
 def test_refusals_name_the_nearest(arguments: dict, words: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 import tensorrt_bindings as trt
 
 from dtkd_edge.deploy.backends import tensorrt as runner_module
-from dtkd_edge.errors import ArtifactError, DtkdEdgeError, MissingDependency
+from dtkd_edge.errors import ArtifactError, DtkdEdgeError, MissingDependency, MissingDevice, NotHereError
 from dtkd_edge.export import tensorrt as builder_module
 from dtkd_edge.export.targets import request
 
@@ -168,6 +169,34 @@ def test_a_failed_build_quotes_tensorrt_and_keeps_the_log(tmp_path: Path) -> Non
     assert not (tmp_path / "model.engine").exists()
 
 
+def test_compatible_engines_and_dla_cores(tmp_path: Path) -> None:
+    stage = Stage()
+    stage.builder.num_DLA_cores = 2
+    build(stage, tmp_path, hardware_compatible=True, version_compatible=True, dla=1)
+    assert stage.config.hardware_compatibility_level == trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert stage.config.default_device_type == trt.DeviceType.DLA and stage.config.DLA_core == 1
+    flags = [call.args[0] for call in stage.config.set_flag.call_args_list]
+    assert flags == [trt.BuilderFlag.VERSION_COMPATIBLE, trt.BuilderFlag.GPU_FALLBACK]
+
+
+def test_dla_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    stage = Stage()
+    stage.builder.num_DLA_cores = 0
+    with pytest.raises(MissingDevice, match=r"--dla 0: TensorRT .* finds 0 DLA cores here"):
+        build(stage, tmp_path, dla=0)
+    stage.parser.parse_from_file.assert_not_called()
+
+
+def test_an_old_gpu_builds_no_hardware_compatible_engine() -> None:
+    from dtkd_edge.artifact import EngineKey
+
+    asked = request("tensorrt", hardware_compatible=True)
+    with pytest.raises(MissingDevice, match=r"compute capability 7\.5"):
+        builder_module.engine_key(EngineKey(gpu="T4", compute_capability="7.5", tensorrt="10.3.0"), asked)
+    key = builder_module.engine_key(EngineKey(gpu="A2", compute_capability="8.6", tensorrt="10.3.0"), asked)
+    assert key.hardware_compatible and not key.version_compatible and key.dla is None
+
+
 def test_an_old_tensorrt_is_refused(tmp_path: Path) -> None:
     stage = Stage()
     stage.module.__version__ = "8.6.1"
@@ -202,6 +231,32 @@ class Device:
         if not hasattr(REAL_CUDA, name):
             raise AttributeError(name)
         return lambda *_: None
+
+
+class Recorder(Device):
+    """A GPU on which a launch takes longer than all that it stands for, or the other way round, or that cannot capture."""
+
+    plain_ms, graph_ms, captures = 1.0, 0.0, True
+
+    def __init__(self, index: int) -> None:
+        self.calls: list[str] = []
+
+    def to_device(self, *_: Any) -> None:
+        time.sleep(self.plain_ms / 1e3)
+        self.calls.append("to_device")
+
+    def capture(self, stream: int, work: Any) -> int:
+        if not self.captures:
+            raise NotHereError("CUDA error 900")
+        return 7
+
+    def launch(self, graph: int, stream: int) -> None:
+        assert graph == 7
+        time.sleep(self.graph_ms / 1e3)
+        self.calls.append("launch")
+
+    def forget(self, graph: int) -> None:
+        self.calls.append("forget")
 
 
 def _runner(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
@@ -254,7 +309,99 @@ def test_the_runner_uses_names_that_exist(engine_folder: Path, monkeypatch: pyte
     with tensorrt.open_backend(Artifact.open(engine_folder)) as backend:
         out = backend.run(np.zeros((1, 8, 8, 8, 3), np.uint8))
     assert out["action"].shape == (1, 2)
-    context.execute_async_v3.assert_called_once()
+    context.execute_async_v3.assert_called()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "step"),
+    [
+        ({"plain_ms": 3.0, "graph_ms": 0.0}, "launch"),
+        ({"plain_ms": 0.0, "graph_ms": 3.0}, "to_device"),
+        ({"captures": False}, "to_device"),
+    ],
+)
+def test_a_cuda_graph_is_used_where_it_pays(
+    engine_folder: Path, monkeypatch: pytest.MonkeyPatch, behaviour: dict, step: str
+) -> None:
+    from dtkd_edge.artifact import Artifact
+
+    tensorrt, _, _ = _runner(monkeypatch)
+    monkeypatch.setattr(tensorrt, "Cuda", type("Recorder", (Recorder,), behaviour))
+    frames = np.zeros((1, 8, 8, 8, 3), np.uint8)
+    backend = tensorrt.open_backend(Artifact.open(engine_folder))
+    backend.run(frames)  # settles it
+    calls = backend._cuda.calls
+    calls.clear()
+    assert backend.run(frames)["action"].shape == (1, 2) and calls == [step]
+    backend.close()
+    backend.close()
+    assert calls.count("forget") == (step == "launch")
+
+
+def test_a_capture_ends_even_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the real CUDA bindings' names and numbers of arguments."""
+    from cuda.bindings import runtime
+
+    called: list[str] = []
+
+    class Runtime:
+        """Takes what the real function takes, and returns that all went well."""
+
+        def __getattr__(self, name: str) -> Any:
+            real = getattr(runtime, name)
+            if inspect.isclass(real):
+                return real
+            takes = (real.__doc__ or "").splitlines()[0].partition("(")[2].rpartition(")")[0].split(", ")
+
+            def call(*args: Any) -> tuple[int, int]:
+                assert len(args) == len(takes), f"{name}{takes}"
+                called.append(name)
+                return 0, 5
+
+            return call
+
+    cuda = REAL_CUDA.__new__(REAL_CUDA)
+    cuda._rt = Runtime()
+    assert cuda.capture(1, lambda: None) == 5
+    cuda.launch(5, 1)
+    cuda.forget(5)
+    wanted = ["StreamBeginCapture", "StreamEndCapture", "GraphInstantiate", "GraphDestroy", "GraphLaunch", "GraphExecDestroy"]
+    assert called == [f"cuda{name}" for name in wanted]
+    called.clear()
+
+    def fails() -> None:
+        raise NotHereError("no")
+
+    with pytest.raises(NotHereError):
+        cuda.capture(1, fails)
+    assert called == ["cudaStreamBeginCapture", "cudaStreamEndCapture"]
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "runs"),
+    [
+        ({}, {}, True),
+        ({}, {"gpu": "Other"}, False),
+        ({"hardware_compatible": True}, {"gpu": "Other", "compute_capability": "8.0"}, True),
+        ({"hardware_compatible": True}, {"gpu": "Other", "compute_capability": "12.0"}, True),
+        ({"hardware_compatible": True}, {"gpu": "Old", "compute_capability": "7.5"}, False),
+        ({"hardware_compatible": True}, {"tensorrt": "11.4.0"}, False),
+        ({"version_compatible": True}, {"tensorrt": "11.4.0"}, True),
+        ({"version_compatible": True}, {"tensorrt": "10.3.0"}, False),
+        ({"version_compatible": True}, {"tensorrt": "11.4.0", "gpu": "Other"}, False),
+    ],
+)
+def test_how_far_an_engine_may_travel(engine_folder: Path, built: dict, here: dict, runs: bool) -> None:
+    from dtkd_edge.artifact import Artifact, EngineKey
+
+    key = EngineKey(gpu="Test GPU", compute_capability="8.7", tensorrt="10.16.1")
+    artifact = Artifact.open(engine_folder)
+    artifact.manifest.engine_key = key.model_copy(update=built)
+    if runs:
+        runner_module.check_engine_key(artifact, key.model_copy(update=here))
+        return
+    with pytest.raises(ArtifactError, match="the engine was built for"):
+        runner_module.check_engine_key(artifact, key.model_copy(update=here))
 
 
 def test_run_blocks_until_the_result_is_on_the_host(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
