@@ -271,7 +271,7 @@ class DistillConfig(_Section):
     relation: RkdConfig = Field(default_factory=RkdConfig)
     rivals: RivalConfig = Field(default_factory=RivalConfig)
     reference_weights: bool = Field(
-        False, description="a rival's ce, kd and temperature as in its reference code, instead of the ones here"
+        False, description="a rival's ce, kd, temperature and warmup as in its reference code, instead of the ones here"
     )
 
 

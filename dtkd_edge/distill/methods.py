@@ -34,17 +34,18 @@ class Method:
 _CE_KD = {"ce": "ce", "kd": "kd"}
 _HINTON = {"ce": 0.1, "kd": 0.9, "temperature": 4.0}
 _ONES = {"ce": 1.0, "kd": 1.0, "temperature": 4.0}
+_HALF = {"ce": 1.0, "kd": 0.5, "temperature": 4.0}  # that code divides the weighted sum by the number of teachers
 
 METHODS: dict[str, Method] = {
     "ce": Method("no teacher", {"ce": ""}),
     "kd-vit": Method("Hinton's KD from the ViT", _CE_KD, "vit", _HINTON),
     "kd-cnn": Method("Hinton's KD from the CNN", _CE_KD, "cnn", _HINTON),
     "kd-mean": Method("Hinton's KD from the mean of both teachers' logits", _CE_KD, "mean", _HINTON),
-    "ebkd": Method("both teachers, weighted by low entropy", _CE_KD, "entropy"),
-    "ca-mkd": Method("both teachers, weighted by the label", {**_CE_KD, "feature": "align"}, "label", _ONES),
-    "dkd": Method("decoupled KD", {"ce": "ce", "dkd": "kd"}, reference=_ONES),
+    "ebkd": Method("both teachers, weighted by low entropy", _CE_KD, "entropy", _HALF),
+    "ca-mkd": Method("both teachers, weighted by the label", {**_CE_KD, "feature": "align"}, "label", _HALF),
+    "dkd": Method("decoupled KD", {"ce": "ce", "dkd": "kd"}, reference={**_ONES, "warmup": 20 / 240}),
     "dist": Method("Pearson correlation within samples and classes", {"ce": "ce", "dist": "kd"}, reference=_ONES),
-    "rkd": Method("distances and angles within the batch", {"ce": "ce", "rkd": "kd"}),
+    "rkd": Method("distances and angles within the batch", {"ce": "ce", "rkd": "kd"}, reference={"ce": 1.0, "kd": 25.0, "warmup": 0.0}),
     "ofa": Method("stages of the student projected to logits", {"ce": "ce", "ofa": "kd"}, reference=_ONES),
     "fitnet-vit": Method("the ViT's features", {"ce": "ce", "fitnet-vit": "align"}),
     "fitnet-cnn": Method("the CNN's features", {"ce": "ce", "fitnet-cnn": "align"}),

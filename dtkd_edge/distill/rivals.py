@@ -120,6 +120,7 @@ def ofa_loss(
     """OFA-KD (Hao et al., One-for-all, NeurIPS 2023): two `[B, K]`, labels `[B]` → scalar.
 
     mean_b Σ_c -[(p_T(c) + 1[c = y])^ε - 1[c = y]] · log p_S(c), p = softmax(z/T). With ε = 1 it is the cross entropy with p_T.
+    The reference adds up the losses of the student's stages; the task takes their mean, whatever the number of stages.
     """
     truth = F.one_hot(labels, student_logits.shape[-1]).to(student_logits.dtype)
     weight = ((target_logits.detach() / temperature).softmax(-1) + truth) ** epsilon - truth

@@ -10,14 +10,12 @@ from dtkd_edge.distill.precision import full_precision
 
 
 def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_j - x_i `[B, B, D]` and their lengths `[B, B]`; a length of 0 has gradient 0 instead of NaN.
+    """x_j - x_i `[B, B, D]` and their lengths `[B, B]`; a length of 0 has gradient 0, as torch defines it for norms.
 
     From the differences themselves: by the Gram matrix two equal rows would come out at a distance of rounding noise.
     """
     difference = x.unsqueeze(0) - x.unsqueeze(1)
-    squared = difference.square().sum(-1)
-    apart = squared > 0
-    return difference, torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
+    return difference, torch.linalg.vector_norm(difference, dim=-1)
 
 
 def _normalised(lengths: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ layers and the distance are a reading of it. φ has no parameter on purpose: tra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,16 +34,27 @@ def to_grid(features: Tensor, grid: Grid) -> Tensor:
     shape = tuple(features.shape[2:])
     if any(length % cells for length, cells in zip(shape, grid, strict=True)):
         return F.adaptive_avg_pool3d(features, grid)
-    for dim, cells in enumerate(grid, 2):  # whole blocks: their mean is the same, and several times faster on a CPU
-        if features.shape[dim] != cells:
-            features = features.unflatten(dim, (cells, -1)).mean(dim + 1)
-    return features
+    places = features.movedim(1, -1)  # channels last in memory too, as the matrix products behind this want them
+    for dim, cells in enumerate(grid, 1):  # whole blocks: their mean is the same, and several times faster on a CPU
+        if places.shape[dim] != cells:
+            places = places.unflatten(dim, (cells, -1)).mean(dim + 1)
+    return places.movedim(-1, 1)
 
 
 def shrink_to_grid(features: Tensor, grid: Grid) -> Tensor:
     """`to_grid` for the dimensions that are longer than the grid; `to_grid` of the result is `to_grid` of the features."""
     shape = features.shape[2:]
     return to_grid(features, (min(shape[0], grid[0]), min(shape[1], grid[1]), min(shape[2], grid[2])))
+
+
+def _places(x: Tensor) -> Tensor:
+    """`[B, C, T, H, W]` → `[B, T·H·W, C]`; no copy where the channels are last in memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _on_grid(places: Tensor, grid: Sequence[int]) -> Tensor:
+    """`[B, T·H·W, C]` → `[B, C, T, H, W]`, channels last in memory."""
+    return places.transpose(1, 2).unflatten(2, grid)
 
 
 class FixedProjection(nn.Module):
@@ -66,12 +79,12 @@ class FixedProjection(nn.Module):
 
 @full_precision
 def _standardised_projection(features: Tensor, matrix: Tensor, grid: Grid) -> Tensor:
-    x = to_grid(features, grid)
-    x = x - batch_mean(x.mean((0, 2, 3, 4), keepdim=True))
-    variance = batch_mean(x.square().mean((0, 2, 3, 4), keepdim=True))
+    x = _places(to_grid(features, grid))
+    x = x - batch_mean(x.mean((0, 1)))
+    variance = batch_mean(x.square().mean((0, 1)))
     # The floor is relative to the other channels, so that small features are standardised like large ones.
-    x = x / (variance + 1e-6 * variance.mean() + 1e-12).sqrt()
-    return torch.einsum("oc,bcthw->bothw", matrix.to(x.dtype), x)
+    scale = (variance + 1e-6 * variance.mean() + 1e-12).rsqrt()
+    return _on_grid(F.linear(x, matrix.to(x.dtype) * scale), grid)
 
 
 def variance(features: Tensor) -> Tensor:
@@ -142,10 +155,10 @@ class NonLocal3d(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = x.flatten(2).transpose(1, 2)
+        places = _places(x)
         query, key, value = (_pointwise(layer, places) for layer in (self.theta, self.phi, self.g))
         mixed = _pointwise(self.out, F.scaled_dot_product_attention(query, key, value, scale=1.0))
-        return x + self.norm(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
+        return x + self.norm(_on_grid(mixed, x.shape[2:]))
 
 
 class SqueezeExcite3d(nn.Module):
@@ -194,9 +207,10 @@ class StructureDiscrepancyBranch(nn.Module):
         self.predict = nn.Conv3d(hidden, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.reduce(to_grid(features, self.grid))
+        x = to_grid(features, self.grid)
+        x = self.reduce[1:](_on_grid(_pointwise(self.reduce[0], _places(x)), self.grid))
         x = self.squeeze_excite(self.non_local(self.time(self.space(x))))
-        return _pointwise(self.predict, x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, self.grid)
+        return _on_grid(_pointwise(self.predict, _places(x)), self.grid)
 
 
 class Alignment(nn.Module):
@@ -208,5 +222,4 @@ class Alignment(nn.Module):
         self.project = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        places = to_grid(features, self.grid).flatten(2).transpose(1, 2)
-        return _pointwise(self.project, places).transpose(1, 2).unflatten(2, self.grid)
+        return _on_grid(_pointwise(self.project, _places(to_grid(features, self.grid))), self.grid)

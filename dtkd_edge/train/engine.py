@@ -56,14 +56,15 @@ class Engine:
         return torch.autocast(self.device.type, _HALF[self.precision])
 
     def distribute(self, task: nn.Module) -> nn.Module:
-        """The module to call: the task itself, or the task in a wrapper that averages gradients over ranks. Batch norms of
-        several GPUs share their statistics; torch has no such batch norm for CPUs, where each rank keeps its own."""
+        """The module to call: the task itself, or the task in a wrapper that averages gradients over ranks, with batch norms
+        that share their statistics."""
         if self.world == 1:
             return task
-        if self.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(task)
-            return nn.parallel.DistributedDataParallel(task, device_ids=[self.device.index])
-        return nn.parallel.DistributedDataParallel(task)
+        from dtkd_edge.train.rank_norm import synchronise
+
+        synchronise(task, self.device)
+        on = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(task, device_ids=on)
 
     @contextmanager
     def accumulating(self, module: nn.Module, more: bool) -> Iterator[None]:

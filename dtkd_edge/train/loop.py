@@ -41,7 +41,7 @@ class Phase:
     config: OptimConfig
     task: DistillationTask
     data: ClipDataset
-    loader: Loader
+    loader: Loader | list[dict[str, Any]]
     evaluate: Callable[[VideoModel], Scores]
     engine: Engine
     max_broken: float
@@ -267,7 +267,8 @@ def update(phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> dict[st
     values = {}
     if config.clip_grad > 0:
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_([p for p in phase.task.parameters() if p.requires_grad], config.clip_grad)
+        trained = [p for p in phase.task.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, config.clip_grad, foreach=True)
         values = {} if scaler.is_enabled() else {"gradient": norm}
     scaler.step(optimizer)
     scaler.update()

@@ -162,10 +162,10 @@ class RunContext:
             )
         return scores
 
-    def fit(
+    def phase(
         self, name: str, config: OptimConfig, task: DistillationTask, clips: Catalogue, sampling: JointSampling, size: int
-    ) -> None:
-        """sampling, size: what the clips are read with; every network then takes its own from them."""
+    ) -> Phase:
+        """One training, ready to begin. sampling, size: what the clips are read with; every network then takes its own."""
         torch.manual_seed((self.recipe.seed * 10 + PHASE_SEEDS[name]) + 1_000_003 * self.engine.rank)  # dropout differs by rank
         views = self.recipe.teachers.views if name == "student" else None
         data = self.dataset(clips, sampling, size, self.recipe.augment, views)
@@ -187,7 +187,15 @@ class RunContext:
         if views is not None and task.teachers:
             folder = self.recipe.teachers.cache or self.folder / "teachers" / "cache"
             phase.taught = TeacherCache(folder, task, data, self.engine, workers)
-        fit(phase, self.log, resume=self.resume)
+        return phase
+
+    def student_phase(self, student: VideoModel, teachers: Mapping[str, VideoModel], distill: DistillConfig) -> Phase:
+        """The student's training under those settings."""
+        networks = [student, *teachers.values()]
+        sampling, size = joint_sampling(self.recipe, networks), max(network.info.size for network in networks)
+        task = DistillationTask(student, teachers, distill, self.recipe.train.label_smoothing, sampling)
+        task = channels_last(task).to(self.device)
+        return self.phase("student", self.recipe.train, task, self.student_clips, sampling, size)
 
     def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:
         if not self.engine.main:
@@ -225,7 +233,7 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
     if config.train is not None:
         sampling = joint_sampling(run.recipe, [model])
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing, sampling).to(run.device)
-        run.fit(name, config.train, task, run.train, sampling, model.info.size)
+        fit(run.phase(name, config.train, task, run.train, sampling, model.info.size), run.log, resume=run.resume)
     elif config.weights == "none":
         raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
     scores = run.score(model, 32)
@@ -237,11 +245,7 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> Scores:
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
-    networks = [student, *teachers.values()]
-    sampling = joint_sampling(recipe, networks)
-    task = DistillationTask(student, teachers, recipe.distill, recipe.train.label_smoothing, sampling)
-    size = max(network.info.size for network in networks)
-    run.fit("student", recipe.train, channels_last(task).to(run.device), run.student_clips, sampling, size)
+    fit(run.student_phase(student, teachers, recipe.distill), run.log, resume=run.resume)
     scores = run.score(student, recipe.train.batch_size)
     run.save(run.folder / "student", student, recipe.student, scores)
     return scores

@@ -65,7 +65,7 @@ def measure(
                 loss = task(frames, labels, taught=taught)["loss"]
             engine.scaler.scale(loss).backward()
             engine.scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], 5.0)
+            torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], 5.0, foreach=True)
             engine.scaler.step(optimizer)
             engine.scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -85,13 +85,14 @@ def measure(
     turns |= {f"teacher {name}": asker(name) for name in everything.teachers}
     turns |= {"step": stepper(recipe.distill, False), "cached": stepper(recipe.distill, True)}
     seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(steps + 3):
+    warm = min(steps, 3)
+    for number in range(steps + warm):
         for name in turns if number % 2 else reversed(turns):
             began = clock()
             turns[name]()
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
-            if number >= 3:  # the first ones warm up
+            if number >= warm:
                 seconds[name].append(clock() - began)
     said = [
         value

@@ -70,6 +70,9 @@ def test_reference_weights_replace_the_recipe_only_when_asked():
     assert term_weights(DistillConfig(**recipe)) == {"ce": 0.3, "kd": 0.7}
     asked = DistillConfig(**recipe, reference_weights=True)
     assert term_weights(asked) == {"ce": 0.1, "kd": 0.9} and resolve(asked).temperature == 4.0
+    relations = resolve(DistillConfig(method="rkd", reference_weights=True))
+    assert relations.kd * relations.relation.distance == 25 and relations.kd * relations.relation.angle == 50
+    assert relations.warmup == 0
     assert resolve(DistillConfig(reference_weights=True)) == DistillConfig(reference_weights=True)  # dtkd has no other
 
 
