@@ -174,7 +174,8 @@ def _copy(ssh: Ssh, artifacts: Sequence[Artifact], job: str) -> dict[str, Artifa
     prepare: list[tuple[str, str, list[str]]] = []
     sent = total = 0
     for number, artifact in enumerate(artifacts):
-        folder, links = f"{number}-{artifact.folder.resolve().name}", []
+        folder = f"{number}-{artifact.folder.resolve().name}"
+        links: list[str] = []
         if artifact.manifest.target == "tensorrt":
             folder = artifact.folder.resolve().name
             base = f"{ENGINES}/{artifact.manifest.sha256[:16]}"

@@ -172,13 +172,12 @@ def legend(records: list[Record]) -> list[str]:
 
 def agreement_line(records: list[Record]) -> list[str]:
     """How often an artefact names the class that the torch student does: on the data's clips, or else at its export."""
-    shares = dict.fromkeys(
-        f"{r.label} {100 * r.accuracy.agreement:.1f} % of {r.accuracy.agreement_n}"
-        if r.accuracy and r.accuracy.agreement is not None
-        else f"{r.label} {100 * r.agreement:.1f} % at its export"
-        for r in records
-        if r.agreement is not None or (r.accuracy and r.accuracy.agreement is not None)
-    )
+    shares: dict[str, None] = {}
+    for r in records:
+        if r.accuracy and r.accuracy.agreement is not None:
+            shares[f"{r.label} {100 * r.accuracy.agreement:.1f} % of {r.accuracy.agreement_n}"] = None
+        elif r.agreement is not None:
+            shares[f"{r.label} {100 * r.agreement:.1f} % at its export"] = None
     return [f"Same class as the torch student: {', '.join(shares)}."] if shares else []
 
 
