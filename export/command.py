@@ -32,7 +32,7 @@ from dtkd_edge.export import clips as find_clips
 from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import Gate, open_gate
 from dtkd_edge.export.targets import Request
-from dtkd_edge.files import sha256
+from dtkd_edge.files import check_place, sha256
 from dtkd_edge.recipe import load
 from dtkd_edge.runs import find_run
 
@@ -202,6 +202,7 @@ def _export_run(
     from dtkd_edge.export.int8 import Int8
 
     model, card = strip.strip(run)
+    check_place(place)
     recipe = load(run / "recipe.yaml", overrides)
     say(f"exporting {card.model} of {run} for {request.target.name} in {request.precision}")
     if request.mode == "stream":
