@@ -288,8 +288,7 @@ def _write(
         if request.precision != "fp32":
             states = {state.name: state.shape for state in manifest.input.states}
             graph.check_graph(proto, heads=card.heads, shape=manifest.input.shape, states=states)
-        if not request.dynamic_batch:
-            tensorrt_ops.check_ops(proto)
+        tensorrt_ops.check_ops(proto)
         traced = folder / "model.onnx"
         graph.save_onnx(proto, traced)
     manifest.built_from.onnx_sha256 = sha256(traced)
