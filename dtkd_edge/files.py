@@ -128,6 +128,17 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def check_place(path: Path) -> None:
+    """InputError, before a long work, where `path` could not be made when it ends."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except FileNotFoundError as error:  # /proc and the like take no files, and say so in this way
+            raise InputError(f"{path}: not writable", "choose another output folder with --out") from error
+
+
 def cache_folder() -> Path:
     """Where things that can be made again are kept: `$DTKD_EDGE_CACHE`, or `~/.cache/dtkd-edge`."""
     return Path(os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge")

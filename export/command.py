@@ -32,7 +32,7 @@ from dtkd_edge.export import clips as find_clips
 from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import Gate, open_gate
 from dtkd_edge.export.targets import Request
-from dtkd_edge.files import sha256
+from dtkd_edge.files import check_place, sha256
 from dtkd_edge.recipe import load
 from dtkd_edge.runs import find_run
 
@@ -202,6 +202,7 @@ def _export_run(
     from dtkd_edge.export.int8 import Int8
 
     model, card = strip.strip(run)
+    check_place(place)
     recipe = load(run / "recipe.yaml", overrides)
     say(f"exporting {card.model} of {run} for {request.target.name} in {request.precision}")
     if request.mode == "stream":
@@ -287,8 +288,7 @@ def _write(
         if request.precision != "fp32":
             states = {state.name: state.shape for state in manifest.input.states}
             graph.check_graph(proto, heads=card.heads, shape=manifest.input.shape, states=states)
-        if not request.dynamic_batch:
-            tensorrt_ops.check_ops(proto)
+        tensorrt_ops.check_ops(proto)
         traced = folder / "model.onnx"
         graph.save_onnx(proto, traced)
     manifest.built_from.onnx_sha256 = sha256(traced)

@@ -10,7 +10,7 @@ so that the sum is the only thing left that knows of time. OpenVINO's 3-D kernel
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,10 +109,10 @@ class _SqueezeExcite(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, block: nn.Module, frames: int, cin: int) -> None:
+    def __init__(self, block: Any, frames: int, cin: int) -> None:  # of x3d.py
         super().__init__()
-        branch = cast(nn.Module, block.branch2)
-        norm, gate = cast(nn.Sequential, branch.norm_b)
+        branch = block.branch2
+        norm, gate = branch.norm_b
         self.open = _Spatial(branch.conv_a, branch.norm_a, cin, _blocks(branch.conv_a.out_channels))
         self.depthwise = _Depthwise(branch.conv_b, norm, frames)
         channels = self.depthwise.channels
@@ -130,7 +130,8 @@ class _FrameX3D(VideoModel):
     def __init__(self, model: X3D) -> None:
         super().__init__()
         self.info, self.heads = model.info, model.heads
-        stem, *stages, head = model.blocks
+        parts: list[Any] = list(model.blocks)
+        stem, *stages, head = parts
         self.stem = _Spatial(stem.conv["conv_t"], cout=_blocks(stem.conv["conv_t"].out_channels))
         self.stem_time = _Depthwise(stem.conv["conv_xy"], stem.norm, self.info.frames)
         blocks = [block for stage in stages for block in stage.res_blocks]

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dtkd_edge import __version__
 from dtkd_edge.errors import CheckpointError
 from dtkd_edge.files import atomic_path, write_json
 from dtkd_edge.models.base import VideoModel
@@ -52,10 +53,18 @@ def read_card(stem: Path) -> ModelCard:
     path = stem.with_suffix(".json")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file", "has this run finished? continue it with: dtkd-edge train --resume")
+    raw: Any = None
     try:
-        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return ModelCard.model_validate(raw)
     except (ValidationError, ValueError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]]) if first else str(error)
+        wrote = raw.get("version") if isinstance(raw, dict) else None
+        if wrote is not None and wrote != __version__:
+            raise CheckpointError(
+                f"{path}: written by dtkd-edge {wrote}, this is {__version__}: {reason}", f"use dtkd-edge {wrote}, or train again"
+            ) from error
         raise CheckpointError(f"{path}: not a model card of this version: {reason}", "train the run again") from error
 
 

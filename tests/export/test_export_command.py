@@ -201,8 +201,12 @@ def test_a_run_of_another_version_or_model(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("export"))
     card = json.loads((other / "student.json").read_text())
     (other / "student.json").write_text(json.dumps({**card, "schema": "dtkd-edge/model/0"}))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="schema: "):
         export(other)
+    (other / "student.json").write_text(json.dumps({**card, "version": "9.1.0", "colour": "red"}))
+    with pytest.raises(CheckpointError, match=r"written by dtkd-edge 9\.1\.0, this is .*: colour: ") as caught:
+        export(other)
+    assert caught.value.hint == "use dtkd-edge 9.1.0, or train again"
     (other / "student.json").write_text(json.dumps({**card, "options": {"width": 24}}))
     with pytest.raises(CheckpointError, match="does not fit"):
         export(other)
@@ -231,10 +235,12 @@ def test_an_unwritable_output(onnx_artifact: Path, tmp_path: Path) -> None:
             os.seteuid(0)
 
 
-def test_an_output_below_a_file(run: Path, tmp_path: Path) -> None:
+def test_an_impossible_output_is_refused_before_the_work(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError):
-        export(run, out=tmp_path / "file" / "x")
+    monkeypatch.setattr(verify, "make_golden", lambda *_: pytest.fail("the network ran"))
+    for out in (tmp_path / "file" / "x", Path("/proc/x")):
+        with pytest.raises(InputError, match=str(out)):
+            export(run, out=out)
 
 
 def test_a_failed_export_leaves_the_earlier(

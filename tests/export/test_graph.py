@@ -100,6 +100,7 @@ def test_every_kind_of_student_exports_in_both_precisions(name: str, tmp_path: P
 def test_dynamic_batch(tmp_path: Path) -> None:
     model = build("tsm_tiny", 32)
     proto = to_onnx(model, make_card(model, LABELS), tmp_path / "m.onnx", dynamic_batch=True)
+    check_ops(proto)
     for n in (1, 3):
         frames = clips(n, 32)
         np.testing.assert_allclose(run(proto, frames)["verb"], reference(model, frames)["verb"], atol=1e-5)

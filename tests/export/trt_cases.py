@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import re
 import threading
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -222,6 +221,9 @@ class Device:
     def stream(self) -> int:
         return 1
 
+    def capture(self, stream: int, work: Any) -> int:
+        raise NotHereError("CUDA error 900: nothing here can be captured")
+
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> Any:
         from dtkd_edge.deploy.backends import tensorrt
 
@@ -240,19 +242,20 @@ class Recorder(Device):
 
     def __init__(self, index: int) -> None:
         self.calls: list[str] = []
+        self.clock = 0.0
 
     def to_device(self, *_: Any) -> None:
-        time.sleep(self.plain_ms / 1e3)
+        self.clock += self.plain_ms
         self.calls.append("to_device")
 
     def capture(self, stream: int, work: Any) -> int:
         if not self.captures:
-            raise NotHereError("CUDA error 900")
+            return super().capture(stream, work)
         return 7
 
     def launch(self, graph: int, stream: int) -> None:
         assert graph == 7
-        time.sleep(self.graph_ms / 1e3)
+        self.clock += self.graph_ms
         self.calls.append("launch")
 
     def forget(self, graph: int) -> None:
@@ -329,6 +332,7 @@ def test_a_cuda_graph_is_used_where_it_pays(
     monkeypatch.setattr(tensorrt, "Cuda", type("Recorder", (Recorder,), behaviour))
     frames = np.zeros((1, 8, 8, 8, 3), np.uint8)
     backend = tensorrt.open_backend(Artifact.open(engine_folder))
+    monkeypatch.setattr(tensorrt, "time", types.SimpleNamespace(perf_counter=lambda: backend._cuda.clock))
     backend.run(frames)  # settles it
     calls = backend._cuda.calls
     calls.clear()
