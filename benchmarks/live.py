@@ -172,7 +172,8 @@ def soak(session: Session, web: WebView, minutes: float) -> dict[str, Any]:
     kept = samples[warm:]
     quarter = max(len(kept) // 4, 1)
     memory = [statistics.median(s[0] / 1e6 for s in part) for part in (kept[:quarter], kept[-quarter:])]
-    p90 = [percentile(list(ages[a:b]), 90) for a, b in pairwise(counts)]
+    length = 60e3 * minutes / 5  # of a fifth: where no label came in one, the last was at least that old
+    p90 = [percentile(list(ages[a:b]), 90) if b > a else length for a, b in pairwise(counts)]
     limit = 1e3 / FPS + MODELS * float(np.median(models[counts[1] : counts[-1]]))
     return {
         "what": "soak", "minutes": minutes, "labels": counts[-1], "age_p90_ms": [round(age, 2) for age in p90],
