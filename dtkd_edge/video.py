@@ -183,7 +183,7 @@ class _Lent:
     def __init__(self, frame: Any) -> None:
         self._frame = frame
 
-    def __dlpack__(self, **_: object) -> object:
+    def __dlpack__(self, **_: Any) -> Any:
         return self._frame.to_dlpack()
 
     def __dlpack_device__(self) -> tuple[int, int]:
