@@ -190,7 +190,7 @@ class _Lent:
         return (1, 0)  # the CPU
 
 
-def _unpadded(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _unpadded(frame: NDArray[Any]) -> NDArray[np.uint8]:
     """decord2 3.4 pads rows to 192 bytes, and takes the number of channels to be the row's bytes / width: where a width divides
     that (16, 24, 32, 48, 96, 144), the padding comes as "channels"."""
     height, width, channels = frame.shape
