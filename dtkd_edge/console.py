@@ -33,6 +33,8 @@ def print_table(table: Table) -> None:
     from rich.console import Console
 
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
+    if table.title:  # as wide as its title, which would be folded over a narrow table
+        table.min_width = min(len(str(table.title)), console.width)
     console.print(table)
 
 

@@ -55,7 +55,7 @@ class FrameFolder(Source):
             raise VideoError(f"{self.path}: no frame of that name", "check data.frame_names")
         return min(numbers), max(numbers) - min(numbers) + 1
 
-    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None) -> NDArray[np.uint8]:
+    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None, *, last: bool = False) -> NDArray[np.uint8]:
         """See Source.read."""
         unique, inverse = self._unique(indices)
         read = [self._picture(int(index)) for index in unique]

@@ -6,10 +6,12 @@ Open a file inside the process that reads it: decoders do not survive a fork.
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, BinaryIO, TypeVar
@@ -23,6 +25,8 @@ from dtkd_edge.preprocess import Preprocess, Sampling
 DECODE_TIMEOUT_S = 60.0
 CHUNK = 4  # frames that the decoder hands over at once, and how many such it may be ahead
 AHEAD = 2
+ALONE = 8  # frames at once, where nothing runs beside the decoder
+CORES = len(os.sched_getaffinity(0))
 T = TypeVar("T")
 EachFrame = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
@@ -53,8 +57,9 @@ class Source:
         last = self.frames if end is None else min(max(round(end * self.fps), first + 1), self.frames)
         return first, last - first
 
-    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None) -> NDArray[np.uint8]:
-        """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed); `each`: what to make of every frame."""
+    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None, *, last: bool = False) -> NDArray[np.uint8]:
+        """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed); `each`: what to make of every frame; last: that
+        nothing more is going to be read."""
         raise NotImplementedError
 
     def _unique(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -77,8 +82,8 @@ class Video(Source):
         """data: the file's bytes, where they are at hand; `path` then only names it in messages."""
         self.path = Path(path)
         self.timeout = timeout
-        self._reader = _open(self.path, data, timeout)
-        self._padded = False
+        self._open = partial(_open, self.path, data, timeout)
+        self._reader: Any = self._open()
         self.frames = len(self._reader)
         if self.frames < 1:
             raise VideoError(f"{self.path}: no video frame", "re-encode the clip or take it out of the data set")
@@ -100,31 +105,40 @@ class Video(Source):
         shown: NDArray[np.int64] = np.searchsorted(starts, even + 1e-6, side="right") - 1
         return shown
 
-    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None) -> NDArray[np.uint8]:
+    def read(self, indices: NDArray[np.int64], each: EachFrame | None = None, *, last: bool = False) -> NDArray[np.uint8]:
         """uint8 RGB `[n, H, W, 3]` of the given frame numbers (repeats allowed).
 
-        each: what to make of every frame, for example `preprocess.frame`. It runs beside the decoder, which goes on
-        meanwhile, and large frames are let go of at once.
+        each: what to make of every frame, for example `preprocess.frame`; large frames are let go of at once. It runs beside the
+        decoder, unless as many reads as there are cores are going on. last: the decoder is closed with the last frame, not
+        left decoding ahead what nobody is going to read; a later read opens the file again.
         """
         unique, inverse = self._unique(indices)
         if self._shown is not None:
             unique, again = np.unique(self._shown[unique], return_inverse=True)
             inverse = again[inverse]
         if each is None:
-            batch = _bounded(lambda: self._decode(unique), self.path, self.timeout)
+            batch = _bounded(lambda: np.stack(self._decode(unique, last)), self.path, self.timeout)
         else:
-            batch = np.stack([each(frame) for frame in self._ahead(unique)])
+            with _reads as going_on:
+                frames = self._ahead(unique, last) if going_on < CORES else self._one_by_one(unique, last)
+                batch = np.stack([each(frame) for frame in frames])
         in_order = len(unique) == len(indices) and bool((np.diff(inverse) > 0).all())
-        frames: NDArray[np.uint8] = batch if in_order else batch[inverse]
-        return frames
+        result: NDArray[np.uint8] = batch if in_order else batch[inverse]
+        return result
 
-    def _ahead(self, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    def _one_by_one(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
+        """The frames one by one, a few of them decoded at a time."""
+        for at in range(0, len(numbers), ALONE):
+            ends = at + ALONE >= len(numbers)
+            yield from _bounded(partial(self._decode, numbers[at : at + ALONE], last and ends), self.path, self.timeout)
+
+    def _ahead(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
         """The frames one by one, decoded by a thread that is a few chunks ahead."""
         chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
-        done: Queue[NDArray[np.uint8] | BaseException] = Queue(AHEAD)
+        done: Queue[list[NDArray[np.uint8]] | BaseException] = Queue(AHEAD)
         stop = threading.Event()
 
-        def hand_over(item: NDArray[np.uint8] | BaseException) -> None:
+        def hand_over(item: list[NDArray[np.uint8]] | BaseException) -> None:
             while not stop.is_set():
                 try:
                     return done.put(item, timeout=0.1)
@@ -133,10 +147,10 @@ class Video(Source):
 
         def run() -> None:
             try:
-                for chunk in chunks:
+                for number, chunk in enumerate(chunks, 1):
                     if stop.is_set():
                         return
-                    hand_over(self._decode(chunk))
+                    hand_over(self._decode(chunk, last and number == len(chunks)))
             except BaseException as error:
                 hand_over(error)
 
@@ -153,20 +167,54 @@ class Video(Source):
         finally:
             stop.set()
 
-    def _decode(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if not self._padded:
-            try:
-                frames: NDArray[np.uint8] = self._reader.get_batch(numbers).asnumpy()
-                return frames
-            except Exception as error:
-                if "DECORDArrayCopyFromTo" not in str(error):
-                    raise
-        # decord2 3.4 pads rows to 192 bytes, and takes the number of channels to be the row's bytes / width: where a width
-        # divides that (16, 24, 32, 48, 96), batches fail, and single frames come with the padding as "channels".
-        self._padded = True
-        padded = [self._reader[int(number)].asnumpy() for number in numbers]
-        height, width = padded[0].shape[:2]
-        return np.stack([p.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3) for p in padded])
+    def _decode(self, numbers: NDArray[np.int64], last: bool = False) -> list[NDArray[np.uint8]]:
+        """Frames `[H, W, 3]` in the decoder's own memory, not to be written to: its batches copy every pixel twice."""
+        if self._reader is None:
+            self._reader = self._open()
+        frames = [_unpadded(np.from_dlpack(_Lent(self._reader[int(number)]))) for number in numbers]
+        if last:
+            self._reader = None
+        return frames
+
+
+class _Lent:
+    """A decoder's frame as numpy takes it, without a copy: the decoder keeps its memory until the array is gone."""
+
+    def __init__(self, frame: Any) -> None:
+        self._frame = frame
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._frame.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # the CPU
+
+
+def _unpadded(frame: NDArray[Any]) -> NDArray[np.uint8]:
+    """decord2 3.4 pads rows to 192 bytes, and takes the number of channels to be the row's bytes / width: where a width divides
+    that (16, 24, 32, 48, 96, 144), the padding comes as "channels"."""
+    height, width, channels = frame.shape
+    return frame if channels == 3 else frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
+
+
+class _Reads:
+    """How many reads of this process are going on, `with` the own one."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+
+
+_reads = _Reads()
 
 
 def open_source(source: str | Path | Source, *, timeout: float = DECODE_TIMEOUT_S) -> Source:
@@ -191,7 +239,7 @@ def read_clip(
     video = open_source(path, timeout=timeout)
     first, total = video.span(start, end)
     indices = first + sampling.indices(total, video.fps, rng=rng, views=views)
-    return video.read(indices.reshape(-1))
+    return video.read(indices.reshape(-1), last=True)
 
 
 def read_input(
@@ -214,7 +262,7 @@ def read_input(
     def crops(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.stack([preprocess.frame(frame, view, spatial_views) for view in range(spatial_views)])
 
-    frames = video.read(indices.reshape(-1), crops)  # [temporal_views·T, spatial_views, crop, crop, 3]
+    frames = video.read(indices.reshape(-1), crops, last=True)  # [temporal_views·T, spatial_views, crop, crop, 3]
     clips = frames.reshape(temporal_views, -1, *frames.shape[1:]).swapaxes(1, 2)
     return np.ascontiguousarray(clips.reshape(-1, *clips.shape[2:]))
 

@@ -237,6 +237,7 @@ def _summary(catalogue: Catalogue, reads: dict[str, Read]) -> dict[str, Any]:
         "height": _range([read.height for read in good]),
         "clips_per_class": balance,
         "copies": _copies(reads),
+        "copies_with_another_label": _other_label(catalogue, reads),
     }
 
 
@@ -260,6 +261,14 @@ def _copies(reads: dict[str, Read]) -> list[list[str]]:
         if read.sha256:
             same[read.sha256].append(name)
     return [names for names in same.values() if len(names) > 1]
+
+
+def _other_label(catalogue: Catalogue, reads: dict[str, Read]) -> list[list[str]]:
+    """Those of the copies that are whole clips, and of which some have another label: one of the two is wrong."""
+    clips = (catalogue[i] for i in range(len(catalogue)))
+    labels = {name_of(clip): clip.labels for clip in clips if clip.start is None and clip.end is None}
+    whole = ([name for name in names if name in labels] for names in _copies(reads))
+    return [names for names in whole if any(labels[name] != labels[names[0]] for name in names)]
 
 
 def _on_both_sides(train: dict[str, Read], val: dict[str, Read]) -> list[list[str]]:
@@ -296,6 +305,10 @@ def _print(result: dict[str, Any], train: Catalogue) -> None:
             say(f"{side}: broken: {path}: {why}")
         for where in found["past_the_end"]:
             say(f"{side}: past the end: {where}")
+        for first, *others in found["copies"]:
+            say(f"{side}: copies of {first}: {', '.join(others)}")
+        for names in found["copies_with_another_label"]:
+            say(f"{side}: the same clip with different labels: {', '.join(names)}")
     for one, other in result["on_both_sides"]:
         say(f"on both sides: {one} is {other}")
     say(f"decoded at {result['decode']['frames_per_second_all_cores']:.0f} frames/s on all cores")

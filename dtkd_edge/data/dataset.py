@@ -166,7 +166,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         video = clip.open()
         first, total = video.span(clip.start, clip.end)
         numbers = first + self.sampling.indices(total, video.fps)
-        frames = video.read(numbers, self.preprocess.frame)
+        frames = video.read(numbers, self.preprocess.frame, last=True)
         if self.cache.room(frames.nbytes):
             self.cache.put(key, frames.copy(), frames.nbytes)
         return frames
@@ -191,7 +191,8 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
             else:
                 self.cache.put(key, (frames, video.fps), frames.nbytes)
                 return self._augmented(frames.__getitem__, numbers, rng)
-        return self._augmented(lambda wanted: video.read(first + wanted, partial(shrink, short=short)), numbers, rng)
+        read = partial(video.read, each=partial(shrink, short=short), last=True)
+        return self._augmented(lambda wanted: read(first + wanted), numbers, rng)
 
     def _augmented(
         self, read: Callable[[NDArray[np.int64]], Frames], numbers: NDArray[np.int64], rng: np.random.Generator

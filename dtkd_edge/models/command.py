@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from rich.table import Table
 
-from dtkd_edge.console import print_table, say
+from dtkd_edge.console import output_width, print_table, say
 from dtkd_edge.errors import MissingDependency
 from dtkd_edge.models.base import ModelInfo, VideoModel
 from dtkd_edge.models.measure import count_macs, count_parameters
@@ -46,9 +48,8 @@ class Row:
         ]  # fmt: skip
 
 
-def rows(classes: int = CLASSES) -> list[Row]:
+def rows(classes: int = CLASSES) -> Iterator[Row]:
     """Every model, and of a family its examples, built without memory for its weights."""
-    out = []
     for entry in entries():
         for name in EXAMPLES.get(entry.name, [entry.name]):
             try:
@@ -57,8 +58,7 @@ def rows(classes: int = CLASSES) -> list[Row]:
             except MissingDependency as missing:
                 say(f"not listed: {missing}")
                 continue
-            out.append(Row(name, model.info, count_parameters(model), count_macs(model), published(model)))
-    return out
+            yield Row(name, model.info, count_parameters(model), count_macs(model), published(model))
 
 
 def published(model: VideoModel) -> tuple[str, ...]:
@@ -67,19 +67,27 @@ def published(model: VideoModel) -> tuple[str, ...]:
 
 
 def show(name: str | None, classes: int = CLASSES, markdown: bool = False) -> None:
-    """A table of all models, or one model in full: clip, parameters, MACs, normalisation and feature taps."""
+    """All models, each as soon as it is counted, or one model in full: clip, parameters, MACs, normalisation and feature taps."""
     if name is not None:
         _show_one(name, classes)
         return
     if markdown:
-        print(to_markdown(rows(classes)), end="")
+        print(to_markdown(list(rows(classes))), end="")
         return
-    table = Table(title=f"models (parameters and multiply-accumulates of one clip, {classes} classes)")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column in ("parameters", "MACs") else "left", overflow="fold")
+    print(f"parameters and multiply-accumulates (MACs) are of one clip and {classes} classes; a family is shown by some of it\n")
+    print(f"{'name':27}{'role':23}{'clip':24}{'parameters':>10}{'MACs':>11}")
     for row in rows(classes):
-        table.add_row(*row.cells())
-    print_table(table)
+        print(listed(row, output_width()), flush=True)
+
+
+def listed(row: Row, width: int) -> str:
+    """One model of the list: a line, and below it what is longer, folded to that many characters."""
+    name, role, clip, parameters, macs, taps, normalisation, files = row.cells()
+    lines = [f"{name:27}{role:23}{clip:24}{parameters:>10}{macs:>11}"]
+    for key, text in (("taps", taps), ("mean, std", normalisation), ("checkpoints", files)):
+        if text:
+            lines += textwrap.wrap(f"{key}: {text}", max(width, 60), initial_indent="    ", subsequent_indent="        ")
+    return "\n".join(lines)
 
 
 def to_markdown(table: list[Row]) -> str:

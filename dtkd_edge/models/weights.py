@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,12 @@ MIN_MATCH = 0.9  # share of the backbone's values that a file must bring
 WRAPPERS = ("module.", "model.", "student.", "backbone.")
 PUBLISHERS = ("torchvision", "timm", "hf-hub")
 CONTAINERS = ("state_dict", "model_state", "model", "ema_state_dict")
+# What training tools store beside the weights, mmengine above all: read as empty boxes, so that none of it is imported or called.
+BESIDE = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray", "builtins.getattr", "argparse.Namespace", "pathlib.PosixPath", "datetime.datetime"),
+    *("mmengine.logging.history_buffer.HistoryBuffer", "yacs.config.CfgNode"),
+)
 
 
 @dataclass
@@ -61,6 +69,15 @@ def load_weights(model: VideoModel, source: str) -> LoadReport | None:
     return fit(model, _read(path), str(path))
 
 
+class _Box:
+    """Stands for an object that is no tensor, and does nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Box:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None: ...
+
+
 def fit(model: VideoModel, tensors: Tensors, source: str) -> LoadReport:
     """Load tensors into a model in the layout, its own or a published one, that names most of them."""
     own = model.state_dict()
@@ -84,8 +101,10 @@ def fit(model: VideoModel, tensors: Tensors, source: str) -> LoadReport:
     share = sum(size for name, size in backbone.items() if name in taken) / max(sum(backbone.values()), 1)
     if share < MIN_MATCH:
         lost = next(name for name in backbone if name not in taken)
+        unknown = f", such as {report.unexpected[0]}" if report.unexpected else ""
         raise CheckpointError(
-            f"{source}: fits only {share:.0%} of {model.info.name} (for example, {lost} is missing or of another shape)",
+            f"{source}: fits only {share:.0%} of {model.info.name}: {len(report.loaded)} tensors fit, {len(report.missing)} are "
+            f"missing or of another shape, such as {lost}; {len(report.unexpected)} are unexpected{unknown}",
             "give weights of that very model, or weights: none",
         )
     model.load_state_dict({**own, **taken})
@@ -102,13 +121,13 @@ def _read(path: Path) -> Tensors:
 
             raw: Any = load_file(path)
         else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+            boxes: list[Any] = [(_Box, name) for name in BESIDE]
+            with torch.serialization.safe_globals(boxes), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Detected pickle protocol")
+                raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch's unpickler says of a file that is none at all only the first byte it does not know.
-        said = str(error).strip().splitlines()
-        reason = said[0][:160] if said and " " in said[0] else "no safetensors or PyTorch file"
         raise CheckpointError(
-            f"{path}: not readable as weights: {reason}", "give a .safetensors file or a plain state dict"
+            f"{path}: not readable as weights: {_reason(str(error))}", "give a .safetensors file or a plain state dict"
         ) from error
     for container in CONTAINERS:
         if isinstance(raw, dict) and isinstance(raw.get(container), dict):
@@ -124,3 +143,15 @@ def _read(path: Path) -> Tensors:
                 tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
                 changed = True
     return tensors
+
+
+def _reason(said: str) -> str:
+    """What torch or safetensors say of a file they refuse, without their advice to load it all the same."""
+    code = re.search(r"GLOBAL (\S+)", said)
+    if code is not None:
+        return f"it wants to call {code[1]}, and code in a file is never run"
+    if "Weights only load failed" in said:
+        return "it holds more than tensors and plain values"
+    first = said.strip().partition("\n")[0]
+    # torch's unpickler says of a file that is none at all only the first byte it does not know.
+    return first.partition(". ")[0][:160] if " " in first else "no safetensors or PyTorch file"

@@ -170,14 +170,14 @@ def _picture(matrix: Ints, names: list[str]) -> Image:
     font = ImageFont.load_default(size=min(cell, 14))
     left = int(max(font.getlength(name) for name in names)) + 12 if named else 4
     top, side = 30 + (left if named else 0), cell * count
-    picture = Image.new("RGB", (left + side + 12, top + side + 8), "white")
+    words, title = "rows: label, columns: prediction; a row's cells add up to 1", ImageFont.load_default(size=13)
+    picture = Image.new("RGB", (max(left + side + 12, int(title.getlength(words)) + 16), top + side + 8), "white")
     draw = ImageDraw.Draw(picture)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     low, high = np.array([247, 250, 253.0]), np.array([8, 64, 129.0])
     colors = (low + shares[:, :, None] * (high - low)).round().astype(np.uint8)
     picture.paste(Image.fromarray(colors).resize((side, side), Image.Resampling.NEAREST), (left, top))
-    title = ImageFont.load_default(size=13)
-    draw.text((8, 6), "rows: label, columns: prediction; a row's cells add up to 1", fill="black", font=title)
+    draw.text((8, 6), words, fill="black", font=title)
     if named:
         for i, name in enumerate(names):
             middle = top + cell * i + cell / 2

@@ -50,16 +50,22 @@ def test_broken_files_and_copies_are_named(broken_folder: Path, capfd: pytest.Ca
         for name in names:
             shutil.copytree(broken_folder / name, broken_folder / side / name, symlinks=True)
     shutil.copy(broken_folder / "train/b/b0.mp4", broken_folder / "train/b/again.mp4")
+    shutil.copy(broken_folder / "val/b/b1.mp4", broken_folder / "val/a/wrong.mp4")
     override = [f"data.root={broken_folder}", "data.max_broken=1"]
     result = check("folder", overrides=override, json=None)
     names = {Path(p).name for p in result["train"]["broken"]}
     assert names == {"empty.mp4", "truncated.mp4", "text.mp4", "gone.mp4", "zero.mp4"}
     assert all("\n" not in why and why for why in result["train"]["broken"].values())
-    assert len(result["on_both_sides"]) == 8
+    assert len(result["on_both_sides"]) == 9
     assert [sorted(Path(p).name for p in same) for same in result["train"]["copies"]] == [["again.mp4", "b0.mp4"]]
+    assert result["train"]["copies_with_another_label"] == []
+    (contradiction,) = result["val"]["copies_with_another_label"]
+    assert sorted(Path(p).name for p in contradiction) == ["b1.mp4", "wrong.mp4"]
     out, err = capfd.readouterr()
     assert "broken files" in out
     assert "empty.mp4: the file is empty" in err
+    assert f"train: copies of {broken_folder}/train/b/again.mp4: {broken_folder}/train/b/b0.mp4" in err
+    assert f"val: the same clip with different labels: {broken_folder}/val/a/wrong.mp4, {broken_folder}/val/b/b1.mp4" in err
     with pytest.raises(DataError, match=r"train: 5 of 14 do not decode, more than data\.max_broken = 0\.05"):
         check("folder", overrides=override[:1], json=None)
 

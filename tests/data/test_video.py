@@ -26,7 +26,7 @@ def by_pyav(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-@pytest.mark.parametrize("width", [16, 24, 32, 34, 40, 48, 64, 96, 98, 170, 192])
+@pytest.mark.parametrize("width", [16, 24, 32, 34, 40, 48, 64, 96, 98, 144, 170, 192])
 def test_frames_are_those_of_another_decoder(tmp_path: Path, width: int) -> None:
     """Widths that divide decord's padded rows need a way round its count of channels."""
     path = tmp_path / "v.mp4"
@@ -111,7 +111,7 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
 def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "v.mp4", pattern(3, 32, 34), 10)
     video = Video(tmp_path / "v.mp4", timeout=0.3)
-    monkeypatch.setattr(video, "_decode", lambda numbers: time.sleep(30))
+    monkeypatch.setattr(video, "_decode", lambda *_: time.sleep(30))
     began = time.monotonic()
     with pytest.raises(VideoError, match=r"did not decode within 0\.3 s"):
         video.read(np.array([0]))
@@ -121,12 +121,31 @@ def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: p
         video.read(np.array([0]), lambda frame: frame)
 
 
+@pytest.mark.parametrize("cores", [0, 10**6])  # nothing beside the decoder; a thread of its own
 @pytest.mark.parametrize("numbers", [[0], [3, 3, 3], [9, 2, 5, 2], list(range(11)), list(range(10, -1, -1))])
-def test_frames_handled_beside_the_decoder_are_those_handled_after_it(tmp_path: Path, numbers: list[int]) -> None:
+def test_frames_handled_beside_the_decoder_are_those_handled_after_it(
+    tmp_path: Path, numbers: list[int], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CORES", cores)
     write_video(tmp_path / "v.mp4", pattern(11, 32, 34), 10)
     video = Video(tmp_path / "v.mp4")
     wanted = video.read(np.array(numbers))[:, ::2, :, :1]
-    np.testing.assert_array_equal(video.read(np.array(numbers), lambda frame: frame[::2, :, :1]), wanted)
+    for last in (False, True, True):  # a file that was closed is opened again
+        made = video.read(np.array(numbers), lambda frame: frame[::2, :, :1], last=last)
+        np.testing.assert_array_equal(made, wanted)
+
+
+def test_frames_outlive_their_decoder(tmp_path: Path) -> None:
+    """They lie in the decoder's memory, which must not serve other frames meanwhile."""
+    write_video(tmp_path / "v.mp4", pattern(12, 64, 98), 10)
+    write_video(tmp_path / "other.mp4", pattern(12, 64, 98, seed=5), 10)
+    wanted = Video(tmp_path / "v.mp4").read(np.arange(12))
+    video = Video(tmp_path / "v.mp4")
+    kept = video._decode(np.arange(12), last=True)
+    del video
+    for _ in range(3):
+        Video(tmp_path / "other.mp4").read(np.arange(12))
+    np.testing.assert_array_equal(np.stack(kept), wanted)
 
 
 def test_what_is_made_of_a_frame_may_fail_and_the_decoder_stops(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtkd_edge.models import create_model, list_models
-from dtkd_edge.models.command import EXAMPLES, rows, to_markdown
+from dtkd_edge.models.command import EXAMPLES, Row, listed, published, rows, to_markdown
 from dtkd_edge.models.measure import count_macs, count_parameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -60,10 +60,23 @@ def test_counting_changes_nothing_and_needs_no_data() -> None:
 
 def test_the_page_in_docs_is_the_registrys() -> None:
     pytest.importorskip("transformers", reason="the page lists VideoMAE, which needs transformers")
-    table = rows()
+    table = list(rows())
     names = {row.name for row in table}
     assert names == {example for name in list_models() for example in EXAMPLES.get(name, [name])}
     assert PAGE.read_text(encoding="utf-8") == to_markdown(table), "run: dtkd-edge models --markdown > docs/models.md"
+
+
+def test_a_name_of_the_list_stands_whole_in_its_line_at_any_width() -> None:
+    with torch.device("meta"):
+        model = create_model("tsm_mobilenetv3_large_100", 400)
+    row = Row("tsm_mobilenetv3_large_100", model.info, 4_710_000, 1_720_000_000, published(model))
+    for width in (60, 80, 200):
+        first, *more = listed(row, width).splitlines()
+        assert first.split()[0] == "tsm_mobilenetv3_large_100" and first.endswith("4.71 M     1.72 G")
+        assert all(line.startswith("    ") and len(line) <= width for line in more)
+        words = " ".join(" ".join(more).split())
+        assert "taps: stage1 16," in words and "final 960" in words and "mean, std: (0.485 0.456 0.406)" in words
+        assert "checkpoints: files of timm" in words
 
 
 @pytest.mark.slow

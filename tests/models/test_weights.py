@@ -1,8 +1,11 @@
 """Weights from files: published names are found, other heads replaced, poor and hostile files refused."""
 
 import pickle
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -49,22 +52,63 @@ def test_wrapped_names_in_a_pth(published: Path, tmp_path: Path, prefix: str) ->
 
 
 def test_weights_of_another_model_are_refused(published: Path) -> None:
-    with pytest.raises(CheckpointError, match="fits only"):
+    told = r"fits only \d+% of tsm_resnet18: \d+ tensors fit, \d+ are missing .*, such as backbone\.\S+; \d+ are unexpected, such"
+    with pytest.raises(CheckpointError, match=told):
         load_weights(create_model("tsm_resnet18", 4, size=64), str(published))
 
 
-def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "told"), [(2, "it wants to call exec, and code in a file is never run"), (4, "it holds more than tensors")]
+)
+def test_code_in_a_pickle_is_never_run(tmp_path: Path, protocol: int, told: str) -> None:
     marker = tmp_path / "ran"
 
     class Hostile:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (marker,)  # type: ignore[return-value]
+            return exec, (f"open({str(marker)!r}, 'w').close()",)
 
-    file = tmp_path / "hostile.pth"
-    file.write_bytes(pickle.dumps({"state_dict": Hostile()}))
-    with pytest.raises(CheckpointError, match="not readable as weights"):
-        load_weights(create_model("tsm_tiny", 4), str(file))
+    zipped, bare = tmp_path / "zipped.pth", tmp_path / "bare.pth"
+    torch.save({"state_dict": Hostile()}, zipped, pickle_protocol=protocol)
+    bare.write_bytes(pickle.dumps({"state_dict": Hostile()}, protocol))
+    for file in (zipped, bare):
+        with pytest.raises(CheckpointError, match=f"not readable as weights: {told}"):
+            load_weights(create_model("tsm_tiny", 4), str(file))
     assert not marker.exists()
+
+
+def test_what_training_tools_store_beside_the_weights_is_passed_over(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmengine's checkpoints hold its log: objects of its own, bound methods, numpy's numbers and arrays."""
+    from safetensors.torch import load_file
+
+    made: list[object] = []
+
+    class HistoryBuffer:
+        __module__, __qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
+
+        def __init__(self) -> None:
+            self.history, self.best = np.arange(3.0), np.float64(0.5)
+            self.methods = {"mean": self.mean}
+
+        def mean(self) -> float:
+            return 0.0
+
+        def __setstate__(self, state: object) -> None:
+            made.append(state)
+
+    module = ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    file = tmp_path / "epoch_100.pth"
+    with monkeypatch.context() as patched:
+        for name in ("mmengine", "mmengine.logging"):
+            patched.setitem(sys.modules, name, ModuleType(name))
+        patched.setitem(sys.modules, module.__name__, module)
+        log = {"loss": HistoryBuffer()}
+        torch.save({"message_hub": {"log": log, "best": np.float32(0.7)}, "state_dict": load_file(published)}, file)
+        report = load_weights(create_model("tsm_mobilenetv2_035", 4, size=64), str(file))
+    assert report is not None and len(report.missing) == 2
+    assert not made
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights at all", b"\x80\x02}q\x00."])

@@ -125,9 +125,9 @@ def test_only_frames_that_some_network_reads_are_decoded(
     asked: list[int] = []
     decode = Video._decode
 
-    def look(self: Video, numbers: np.ndarray) -> np.ndarray:
+    def look(self: Video, numbers: np.ndarray, last: bool = False) -> list[np.ndarray]:
         asked.extend(numbers.tolist())
-        return decode(self, numbers)
+        return decode(self, numbers, last)
 
     monkeypatch.setattr(Video, "_decode", look)
     dataset(videos, task.sampling).item(0, 0)
