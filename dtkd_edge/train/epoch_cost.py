@@ -11,8 +11,10 @@ the loop that `train` runs:
 
 and of these, in pairs of one turn, alone / memory (is the loader the limit?) and cached / alone (what does the method cost?). All
 take turns, so that a busy machine slows them alike; the first turn, which fills caches, does not count. Printed are the median
-and the middle half. --cpu-time counts this process's time on one CPU thread instead of the clock's, the loader's threads included:
-what the method costs can then be told on a busy machine, whether the loader is the limit cannot.
+and the middle half.
+
+--cpu-time counts this process's time on one CPU thread instead of the clock's, that of the loader's threads included: what the
+method costs can then be told on a busy machine, whether the loader is the limit cannot.
 """
 
 from __future__ import annotations
@@ -87,7 +89,9 @@ def main() -> None:
         measured, steps = measure(recipe, engine, options.turns, Path(folder), clock)
     seconds = {name: np.array(values) for name, values in measured.items()}
     where = device_name(engine.device)
-    print(f"{recipe.name}, {recipe.distill.method}: {steps} steps of {recipe.train.batch_size} clips, {recipe.precision}, {where}")
+    print(
+        f"{recipe.name}, {recipe.distill.method}: {steps} steps of {recipe.train.batch_size} clips, {recipe.precision}, {where}"
+    )
     for name, values in seconds.items():
         print(f"{name:15s} {np.median(values):8.3f} s   {1e3 * np.median(values) / steps:9.2f} ms a step")
     ratios: dict[str, Any] = {}
