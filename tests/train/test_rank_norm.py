@@ -72,6 +72,15 @@ def test_the_optimiser_keeps_its_parameters() -> None:
     assert [id(p) for p in net.parameters()] == before
 
 
+def test_the_norms_of_gpus_keep_their_activation() -> None:
+    net, x = networks()["activation"]
+    want = net.eval()(x)
+    assert want.min() == 0
+    synchronise(net, torch.device("cuda"))  # the conversion needs no GPU, nor does evaluation
+    assert isinstance(net[1], nn.SyncBatchNorm)
+    torch.testing.assert_close(net(x), want)
+
+
 def test_half_precision_goes_through() -> None:
     net, x = networks()["activation"]
     net.float()
