@@ -62,9 +62,12 @@ def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: l
     moved = 0.0
     start = load_file(trained[-1].partition("=")[2])
     for key, value in alone.items():
-        moved = max(moved, float((value - start[key]).abs().max()))
-        torch.testing.assert_close(together[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
-    assert moved > 1e-3
+        statistics = "running_" in key  # of any size
+        if not statistics and value.is_floating_point():
+            moved = max(moved, float((value - start[key]).abs().max()))
+        rtol = 1e-4 if statistics else 0
+        torch.testing.assert_close(together[key], value, atol=1e-5, rtol=rtol, msg=lambda text, key=key: f"{key}: {text}")
+    assert moved > 1e-4
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     first, second = ([e for e in log if e.get("phase") == "student" and "epoch" in e] for log in logs)
     assert len(first) == len(second) == 2  # one rank alone writes
