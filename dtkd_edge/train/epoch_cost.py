@@ -33,6 +33,7 @@ from dtkd_edge import recipe as recipes
 from dtkd_edge.console import progress
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json
+from dtkd_edge.models import VideoModel
 from dtkd_edge.recipe import DistillConfig, Recipe
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
@@ -48,7 +49,9 @@ def measure(
     """Seconds of each epoch by name, and how many steps one has. folder: for the teachers' stored outputs."""
     recipe.teachers.views = recipe.teachers.views or 2
     context = RunContext(recipe, folder, RunData.open(recipe), engine, RunLog(folder, main=False), resume=False)
-    teachers = {name: context.build(getattr(recipe.teachers, name), name).eval() for name in context.teachers_needed}
+    teachers: dict[str, VideoModel] = {
+        name: context.build(getattr(recipe.teachers, name), name).eval() for name in context.teachers_needed
+    }
 
     def student(distill: DistillConfig) -> Phase:
         read = teachers if distill is recipe.distill else {}
@@ -57,9 +60,9 @@ def measure(
     phases = {name: student(context.plain) for name in ("memory", "alone")} | {"cached": student(recipe.distill)}
     phases["memory"].loader = list(phases["memory"].loader)
     optimizers = {name: make_optimizer(phase.config, phase.task, phase.task.student) for name, phase in phases.items()}
-    cache = phases["cached"].taught
-    for view in range(recipe.teachers.views if cache is not None else 0):
-        cache.set_epoch(view)
+    if (cache := phases["cached"].taught) is not None:
+        for view in range(recipe.teachers.views):
+            cache.set_epoch(view)
     steps = len(phases["alone"].loader)
     seconds: dict[str, list[float]] = {name: [] for name in phases}
     with progress("epochs", len(phases) * steps * (turns + 1), hidden=not engine.main) as bar:
