@@ -45,7 +45,9 @@ METHODS: dict[str, Method] = {
     "ca-mkd": Method("both teachers, weighted by the label", {**_CE_KD, "feature": "align"}, "label", _HALF),
     "dkd": Method("decoupled KD", {"ce": "ce", "dkd": "kd"}, reference={**_ONES, "warmup": 20 / 240}),
     "dist": Method("Pearson correlation within samples and classes", {"ce": "ce", "dist": "kd"}, reference=_ONES),
-    "rkd": Method("distances and angles within the batch", {"ce": "ce", "rkd": "kd"}, reference={"ce": 1.0, "kd": 25.0, "warmup": 0.0}),
+    "rkd": Method(
+        "distances and angles within the batch", {"ce": "ce", "rkd": "kd"}, reference={"ce": 1.0, "kd": 25.0, "warmup": 0.0}
+    ),
     "ofa": Method("stages of the student projected to logits", {"ce": "ce", "ofa": "kd"}, reference=_ONES),
     "fitnet-vit": Method("the ViT's features", {"ce": "ce", "fitnet-vit": "align"}),
     "fitnet-cnn": Method("the CNN's features", {"ce": "ce", "fitnet-cnn": "align"}),

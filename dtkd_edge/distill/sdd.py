@@ -8,6 +8,7 @@ layers and the distance are a reading of it. φ has no parameter on purpose: tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -208,7 +209,8 @@ class StructureDiscrepancyBranch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = to_grid(features, self.grid)
-        x = self.reduce[1:](_on_grid(_pointwise(self.reduce[0], _places(x)), self.grid))
+        layer = cast(nn.Conv3d, self.reduce[0])
+        x = self.reduce[1:](_on_grid(_pointwise(layer, _places(x)), self.grid))
         x = self.squeeze_excite(self.non_local(self.time(self.space(x))))
         return _on_grid(_pointwise(self.predict, _places(x)), self.grid)
 

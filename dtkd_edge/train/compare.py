@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -109,7 +110,7 @@ def compare(
             _refuse_another_run(job, recipe)
     _run_all(recipe, [teachers_job(s) for s in numbers] if trained else [], method_job, names, numbers, jobs)
     result = summarise(folder, names, numbers, trained)
-    result |= {"recipe": recipe, "overrides": base, "command": " ".join(["dtkd-edge", *sys.argv[1:]])}
+    result |= {"recipe": recipe, "overrides": base, "command": shlex.join(["dtkd-edge", *sys.argv[1:]])}
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.csv", csv_text(result))
     write_text(folder / "compare.html", compare_page(result))

@@ -11,8 +11,10 @@ the loop that `train` runs:
 
 and of these, in pairs of one turn, alone / memory (is the loader the limit?) and cached / alone (what does the method cost?). All
 take turns, so that a busy machine slows them alike; the first turn, which fills caches, does not count. Printed are the median
-and the middle half. --cpu-time counts this process's time on one CPU thread instead of the clock's, the loader's threads included:
-what the method costs can then be told on a busy machine, whether the loader is the limit cannot.
+and the middle half.
+
+--cpu-time counts this process's time on one CPU thread instead of the clock's, that of the loader's threads included: what the
+method costs can then be told on a busy machine, whether the loader is the limit cannot.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dtkd_edge import recipe as recipes
 from dtkd_edge.console import progress
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json
+from dtkd_edge.models import VideoModel
 from dtkd_edge.recipe import DistillConfig, Recipe
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
@@ -46,7 +49,9 @@ def measure(
     """Seconds of each epoch by name, and how many steps one has. folder: for the teachers' stored outputs."""
     recipe.teachers.views = recipe.teachers.views or 2
     context = RunContext(recipe, folder, RunData.open(recipe), engine, RunLog(folder, main=False), resume=False)
-    teachers = {name: context.build(getattr(recipe.teachers, name), name).eval() for name in context.teachers_needed}
+    teachers: dict[str, VideoModel] = {
+        name: context.build(getattr(recipe.teachers, name), name).eval() for name in context.teachers_needed
+    }
 
     def student(distill: DistillConfig) -> Phase:
         read = teachers if distill is recipe.distill else {}
@@ -55,9 +60,9 @@ def measure(
     phases = {name: student(context.plain) for name in ("memory", "alone")} | {"cached": student(recipe.distill)}
     phases["memory"].loader = list(phases["memory"].loader)
     optimizers = {name: make_optimizer(phase.config, phase.task, phase.task.student) for name, phase in phases.items()}
-    cache = phases["cached"].taught
-    for view in range(recipe.teachers.views if cache is not None else 0):
-        cache.set_epoch(view)
+    if (cache := phases["cached"].taught) is not None:
+        for view in range(recipe.teachers.views):
+            cache.set_epoch(view)
     steps = len(phases["alone"].loader)
     seconds: dict[str, list[float]] = {name: [] for name in phases}
     with progress("epochs", len(phases) * steps * (turns + 1), hidden=not engine.main) as bar:
@@ -87,7 +92,9 @@ def main() -> None:
         measured, steps = measure(recipe, engine, options.turns, Path(folder), clock)
     seconds = {name: np.array(values) for name, values in measured.items()}
     where = device_name(engine.device)
-    print(f"{recipe.name}, {recipe.distill.method}: {steps} steps of {recipe.train.batch_size} clips, {recipe.precision}, {where}")
+    print(
+        f"{recipe.name}, {recipe.distill.method}: {steps} steps of {recipe.train.batch_size} clips, {recipe.precision}, {where}"
+    )
     for name, values in seconds.items():
         print(f"{name:15s} {np.median(values):8.3f} s   {1e3 * np.median(values) / steps:9.2f} ms a step")
     ratios: dict[str, Any] = {}

@@ -20,7 +20,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,15 @@ SCALE = ".scale"
 Array = NDArray[Any]
 
 
+class _Share(Loader):
+    """One rank's part of the batches."""
+
+    part = slice(None)
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        return super().batches(epoch)[self.part]
+
+
 class TeacherCache:
     """The teachers' outputs for `data`'s views, filled view by view when an epoch first needs one."""
 
@@ -64,9 +75,10 @@ class TeacherCache:
             return
         for name, folder in self.folders.items():
             path = folder / f"view-{view:03d}"
-            if not path.is_dir():
-                with one_at_a_time(path):  # trainings side by side share what one of them has stored
-                    if not path.is_dir():
+            if not self.engine.agree(path.is_dir()):
+                # Trainings side by side share what one of them has stored; within one, all ranks store it together.
+                with one_at_a_time(path) if self.engine.main else nullcontext():
+                    if not self.engine.agree(path.is_dir()):
                         self._fill(name, view, path, note)
             self._maps[name] = {file.name[:-4]: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
         self._view = view
@@ -86,33 +98,44 @@ class TeacherCache:
         scale = torch.from_numpy(arrays[key + SCALE][numbers]).to(self.device)
         return value * scale.view(-1, *[1] * (value.ndim - 1))
 
-    @torch.no_grad()
     def _fill(self, name: str, view: int, path: Path, note: Callable[[str], None]) -> None:
-        """Run one teacher over all clips. A view is put in place whole: who stops here starts this view again."""
-        loader = Loader(self.data, FILL_BATCH, train=False, workers=self.workers, seed=0)
-        arrays: dict[str, Array] = {}
-        with atomic_folder(path) as aside:
-            for number, batch in enumerate(self._batches(loader, view)):
-                note(f"teacher {name}, view {view + 1}/{self.data.views}: {100 * number // len(loader)} %")
-                with self.engine.autocast():
-                    output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
-                values = {
-                    "features": output.features,
-                    "pooled": output.pooled,
-                    **{f"head-{head}": logits for head, logits in output.logits.items()},
-                }
-                if not arrays:
-                    arrays = self._make_files(aside, {key: tuple(value.shape[1:]) for key, value in values.items()})
-                index = batch["index"].numpy()
+        """Run one teacher over all clips, each rank over its share of the batches. A view is put in place whole: who stops here
+        starts this view again."""
+        loader = _Share(self.data, FILL_BATCH, train=False, workers=self.workers, seed=0)
+        loader.part = slice(self.engine.rank, None, self.engine.world)
+        with atomic_folder(path) if self.engine.main else nullcontext() as own:
+            aside: Path = self.engine.agree(own)  # type: ignore[assignment]  # rank 0 has one
+            outputs = self._outputs(name, loader, view)
+            first = next(outputs, None)
+            shapes = self.engine.gather({key: tuple(v.shape[1:]) for key, v in first[1].items()} if first else {})
+            if not any(shapes):
+                raise DataError(f"{self.data.catalogue.root}: no clip decodes", "look at them with: dtkd-edge data check")
+            if self.engine.main:
+                self._make_files(aside, max(shapes, key=len))
+            self.engine.wait()
+            arrays = {file.name[:-4]: np.load(file, mmap_mode="r+") for file in sorted(aside.glob("*.npy"))}
+            for number, (index, values) in enumerate(chain([first] if first else [], outputs)):
+                note(f"teacher {name}, view {view + 1}/{self.data.views}: {100 * number * self.engine.world // len(loader)} %")
                 for key, value in values.items():
                     scale = value.float().abs().flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny)
                     scaled = value.float() / scale.view(-1, *[1] * (value.ndim - 1))
                     arrays[key][index] = scaled.half().cpu().numpy()
                     arrays[key + SCALE][index] = scale.cpu().numpy()
-            if not arrays:
-                raise DataError(f"{self.data.catalogue.root}: no clip decodes", "look at them with: dtkd-edge data check")
+            for array in arrays.values():
+                array.flush()
+            self.engine.wait()
+        self.engine.wait()
 
-    def _make_files(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    @torch.no_grad()
+    def _outputs(self, name: str, loader: Loader, view: int) -> Iterator[tuple[Array, dict[str, Tensor]]]:
+        """Clip numbers and what the teacher says of them, batch by batch."""
+        for batch in self._batches(loader, view):
+            with self.engine.autocast():
+                output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
+            logits = {f"head-{head}": value for head, value in output.logits.items()}
+            yield batch["index"].numpy(), {"features": output.features, "pooled": output.pooled, **logits}
+
+    def _make_files(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Empty arrays on disk, after a look at the room for all views: not when hours were spent on the first ones."""
         assert self.data.views is not None
         clips = len(self.data)
@@ -123,12 +146,9 @@ class TeacherCache:
                 f"{folder.parent.parent}: the teacher cache would take {wanted / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                 "lower teachers.views, leave it out, or give teachers.cache another folder",
             )
-        arrays: dict[str, Array] = {}
         for key, shape in shapes.items():
-            arrays[key] = open_memmap(folder / f"{key}.npy", "w+", np.float16, (clips, *shape))
-            arrays[key + SCALE] = open_memmap(folder / f"{key}{SCALE}.npy", "w+", np.float32, (clips,))
-            arrays[key + SCALE][:] = np.nan
-        return arrays
+            open_memmap(folder / f"{key}.npy", "w+", np.float16, (clips, *shape))
+            open_memmap(folder / f"{key}{SCALE}.npy", "w+", np.float32, (clips,))[:] = np.nan
 
     def _batches(self, loader: Loader, view: int) -> Iterable[dict[str, Any]]:
         before = self.data.epoch

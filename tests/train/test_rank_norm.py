@@ -27,7 +27,9 @@ def networks() -> dict[str, tuple[nn.Module, Tensor]]:
         "activation": (nn.Sequential(nn.Conv2d(3, 5, 1), BatchNormAct2d(5)), torch.randn(4, 3, 4, 2)),
         "plain": (nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5, affine=False)), torch.randn(4, 3, 4, 2)),
     }
-    shifted = {name: (net.double(), x.double() + torch.arange(4.0).view(-1, *[1] * (x.ndim - 1))) for name, (net, x) in made.items()}
+    shifted = {
+        name: (net.double(), x.double() + torch.arange(4.0).view(-1, *[1] * (x.ndim - 1))) for name, (net, x) in made.items()
+    }
     for net, _ in shifted.values():
         for parameter in net.parameters():
             nn.init.normal_(parameter)
@@ -43,7 +45,12 @@ def step(net: nn.Module, x: Tensor) -> dict[str, Any]:
         out.square().mean().backward()
     assert x.grad is not None
     gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    return {"out": out.detach(), "x": x.grad, "gradients": gradients, "state": {k: v.clone() for k, v in net.state_dict().items()}}
+    return {
+        "out": out.detach(),
+        "x": x.grad,
+        "gradients": gradients,
+        "state": {k: v.clone() for k, v in net.state_dict().items()},
+    }
 
 
 @pytest.mark.parametrize("kind", list(networks()))
@@ -65,6 +72,15 @@ def test_the_optimiser_keeps_its_parameters() -> None:
     assert [id(p) for p in net.parameters()] == before
 
 
+def test_the_norms_of_gpus_keep_their_activation() -> None:
+    net, x = networks()["activation"]
+    want = net.eval()(x)
+    assert want.min() == 0
+    synchronise(net, torch.device("cuda"))  # the conversion needs no GPU, nor does evaluation
+    assert isinstance(net[1], nn.SyncBatchNorm)
+    torch.testing.assert_close(net(x), want)
+
+
 def test_half_precision_goes_through() -> None:
     net, x = networks()["activation"]
     net.float()
@@ -83,7 +99,10 @@ def _rank(rank: int, port: int, queue: Any) -> None:
     for name, (net, x) in networks().items():
         synchronise(net, CPU)
         done = step(net, x[2 * rank : 2 * rank + 2])
-        found[name] = {key: {k: v.tolist() for k, v in value.items()} if isinstance(value, dict) else value.tolist() for key, value in done.items()}
+        found[name] = {
+            key: {k: v.tolist() for k, v in value.items()} if isinstance(value, dict) else value.tolist()
+            for key, value in done.items()
+        }
     queue.put((rank, found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -15,14 +15,15 @@ from train_cases import SMALL, run_cli, with_sets
 
 from dtkd_edge.train.command import train
 
-# Dropout is off: ranks draw their own. SGD, because AdamW's first steps are the sign of the gradient and blow rounding up; at
-# larger rates the relations do.
+# Dropout is off: ranks draw their own. SGD, because AdamW's first steps are the sign of the gradient and blow rounding up. A
+# small rate, because behind batch norms float32 leaves a thousandth of a gradient to rounding, in one process too; that the norms
+# are exact is shown in float64 (test_rank_norm.py).
 FAIR = [
     "teachers.cnn.train.epochs=1",
     "teachers.vit.train.epochs=1",
     "student.options={width: 8, dropout: 0.0}",
     "train.optimizer=sgd",
-    "train.lr=0.02",
+    "train.lr=0.0005",
     "train.epochs=2",
     "distill.warmup=0",
 ]
@@ -61,9 +62,12 @@ def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: l
     moved = 0.0
     start = load_file(trained[-1].partition("=")[2])
     for key, value in alone.items():
-        moved = max(moved, float((value - start[key]).abs().max()))
-        torch.testing.assert_close(together[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
-    assert moved > 1e-3
+        statistics = "running_" in key  # of any size
+        if not statistics and value.is_floating_point():
+            moved = max(moved, float((value - start[key]).abs().max()))
+        rtol = 1e-4 if statistics else 0
+        torch.testing.assert_close(together[key], value, atol=1e-5, rtol=rtol, msg=lambda text, key=key: f"{key}: {text}")
+    assert moved > 1e-4
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     first, second = ([e for e in log if e.get("phase") == "student" and "epoch" in e] for log in logs)
     assert len(first) == len(second) == 2  # one rank alone writes
@@ -73,10 +77,18 @@ def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: l
 
 
 @pytest.mark.slow
-def test_ranks_resume(trained: list[str], tmp_path: Path) -> None:
-    sets = with_sets([*trained, "train.batch_size=8"])
+def test_ranks_share_the_storing_of_teacher_outputs_and_resume(trained: list[str], tmp_path: Path) -> None:
+    stored = [*trained, "teachers.views=1", f"teachers.cache={tmp_path}/two"]
+    sets = with_sets([*stored, "train.batch_size=8"])
     first = run_ranks(2, "train", "quickstart", "--out", "run", *sets, "--set", "train.epochs=1", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
+    alone = [*stored, f"teachers.cache={tmp_path}/one", "train.batch_size=16", "train.epochs=1"]
+    train("quickstart", overrides=alone, out=tmp_path / "alone")
+    files = {side: sorted((tmp_path / side).rglob("*.npy")) for side in ("one", "two")}
+    assert len(files["one"]) == len(files["two"]) == 2 * 6
+    for one, two in zip(files["one"], files["two"], strict=True):
+        assert one.relative_to(tmp_path / "one") == two.relative_to(tmp_path / "two")
+        assert one.read_bytes() == two.read_bytes()
     for name in ("metrics.json", "student.json", "student.safetensors"):
         (tmp_path / "run" / name).unlink()
     again = run_ranks(2, "train", "quickstart", "--out", "run", "--resume", "--set", "train.epochs=2", cwd=tmp_path)
