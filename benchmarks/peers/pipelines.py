@@ -6,7 +6,7 @@ ours         the sampled frames decoded, resized, cropped, the artefact in its r
 torchvision  its video classification reference: the whole video decoded with PyAV (as `read_video` did), transforms v2, torch
 mmaction2    its test pipeline: decord with one thread, cv2 resize of the short side, centre crop, numpy normalisation, torch
 
-The same student, frames sampled alike, one video at a time, taking turns. mmaction2's needs cv2 (opencv-python-headless).
+The same student, frames sampled alike, one video at a time, taking turns. mmaction2's needs cv2 (opencv-python).
 """
 
 from __future__ import annotations
