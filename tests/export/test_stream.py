@@ -82,7 +82,8 @@ def x3d(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "x3d", videos, name="x3d_xs", size=32)
 
 
-@pytest.mark.parametrize("target", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_x3d_as_it_was_trained_streams_late_and_says_so(x3d: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = export(x3d, target=target, mode="stream", clips=4)
     artifact = Artifact.open(folder)
@@ -103,6 +104,7 @@ def test_x3d_as_it_was_trained_streams_late_and_says_so(x3d: Path, target: str, 
     export(folder, verify_only=True)
 
 
+@pytest.mark.slow
 def test_a_causal_x3d_streams_as_its_clip_model(videos: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "x3d", videos, name="x3d_xs", size=32, causal=True)
     manifest = Artifact.open(export(run, mode="stream", clips=4)).manifest
@@ -110,6 +112,7 @@ def test_a_causal_x3d_streams_as_its_clip_model(videos: Path, tmp_path: Path) ->
     assert manifest.verify is not None and manifest.verify.passed
 
 
+@pytest.mark.slow
 def test_no_tensor_of_x3d_frame_by_frame_has_five_dimensions(tmp_path: Path) -> None:
     model = trained(create_model("x3d_xs", HEADS, size=32))
     form = model.stream_form().eval()

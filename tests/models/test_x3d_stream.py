@@ -92,23 +92,23 @@ def by_definition(weights: dict[str, Tensor], video: Tensor, frames: int, *, cen
     return out
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_frame_by_frame_is_the_whole_video_by_definition(causal: bool) -> None:
-    """From the first frame on until long after the window and the convolutions are full."""
+@pytest.mark.parametrize(("causal", "length"), [(True, 14), (False, 36)])
+def test_frame_by_frame_is_the_whole_video_by_definition(causal: bool, length: int) -> None:
+    """From the first frame on until the label has come and the window is full, and beyond."""
     model = trained(create_model("x3d_xs", HEADS, frames=5, size=32, causal=causal))
     form = model.stream_form().double().eval()
     assert form.delay == (0 if causal else 28)
-    video = torch.randn(2, 3, 40, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    video = torch.randn(1, 3, length, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     want = by_definition(model.state_dict(), video, 5, centred=not causal)
-    states = list(form.states(2).values())
+    states = list(form.states(1).values())
     spread = 0.0
     with torch.no_grad():
         for t, frame in enumerate(video.unbind(2)):
             got, states = form(frame, states)
             for head in HEADS:
-                torch.testing.assert_close(got[head], want[t][head], atol=1e-5, rtol=1e-5)
+                torch.testing.assert_close(got[head], want[t][head], atol=1e-9, rtol=1e-9)
             spread = max(spread, float((want[t]["verb"] - want[0]["verb"]).abs().max()))
-    assert spread > 1e-2  # the logits do change from frame to frame
+    assert spread > 1e-3  # the logits do change from frame to frame
 
 
 def test_a_causal_x3d_is_its_own_stream_and_never_looks_ahead() -> None:
