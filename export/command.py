@@ -238,7 +238,7 @@ def _export_run(
 
 
 def _trace(
-    model: VideoModel, card: ModelCard, request: Request, scratch: Path, manifest: Manifest, form: StreamForm | None
+    model: VideoModel, card: ModelCard, request: Request, scratch: Path, manifest: Manifest, form: StreamForm | None = None
 ) -> Artifact:
     """The float32 graph in `scratch`: what everything else is made of, and held against."""
     from dtkd_edge.export import graph

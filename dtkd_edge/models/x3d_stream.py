@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dtkd_edge.models.streaming import Counter, LastFrames, StreamForm, Tape
 
@@ -71,9 +72,9 @@ class OverTime(nn.Module):
     def __init__(self, tape: Tape, name: str, conv: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
         super().__init__()
         self.tape, self.name = tape, name
-        weight, bias = folded(conv, norm)
-        self.taps = nn.ModuleList(_conv2d(conv, weight[:, :, i], None) for i in range(weight.shape[2]))
-        self.taps[-1] = _conv2d(conv, weight[:, :, -1], bias)
+        whole = fuse_conv_bn_eval(conv.eval(), norm.eval())
+        *before, now = whole.weight.unbind(2)
+        self.taps = nn.ModuleList([*(_conv2d(conv, weight, None) for weight in before), _conv2d(conv, now, whole.bias)])
 
     def forward(self, x: Tensor) -> Tensor:
         *before, now = (tap(x) for tap in self.taps)
@@ -125,19 +126,8 @@ class _ContinualBlock(nn.Module):
 
 def plane(conv: nn.Conv3d, norm: nn.BatchNorm3d | None = None) -> nn.Conv2d:
     """A convolution over one frame, with its norm, as a 2-D one."""
-    weight, bias = folded(conv, norm)
-    return _conv2d(conv, weight[:, :, 0], bias)
-
-
-def folded(conv: nn.Conv3d, norm: nn.BatchNorm3d | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution and the norm behind it as one; reckoned in float64, rounded once."""
-    weight, bias = conv.weight.detach().double(), conv.bias
-    if norm is None:
-        return weight.to(conv.weight.dtype), None if bias is None else bias.detach()
-    assert bias is None and norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    shift = norm.bias.detach().double() - norm.running_mean.double() * scale
-    return (weight * scale[:, None, None, None, None]).to(conv.weight.dtype), shift.to(conv.weight.dtype)
+    whole = conv if norm is None else fuse_conv_bn_eval(conv.eval(), norm.eval())
+    return _conv2d(whole, whole.weight[:, :, 0], whole.bias)
 
 
 def _conv2d(like: nn.Conv3d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
