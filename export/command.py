@@ -300,7 +300,7 @@ def _write(
     manifest.built_from.onnx_sha256 = sha256(traced)
 
 
-def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request, form: StreamForm | None) -> Manifest:
+def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request, form: StreamForm | None = None) -> Manifest:
     from dtkd_edge.models.measure import count_macs
 
     size, macs = card.size, count_macs(form or model)
