@@ -78,7 +78,8 @@ class Classifier:
         """The artefact, its model, and what runs it."""
         manifest, backend = self.artifact.manifest, self.backend
         unverified = "" if manifest.verify is None or manifest.verify.passed else " (NOT VERIFIED: its labels may be wrong)"
-        return f"{self.artifact.folder}{unverified}: {manifest.model.name}, {backend.name} on {backend.device_name}"
+        late = f", labels lag by {manifest.delay} frames" if manifest.delay else ""
+        return f"{self.artifact.folder}{unverified}: {manifest.model.name}, {backend.name} on {backend.device_name}{late}"
 
     def predict(self, video: str | Path | NDArray[np.uint8]) -> Prediction:
         """One clip out of a video file, or out of uint8 RGB frames `[T, H, W, 3]` of any size and number.

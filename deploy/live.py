@@ -45,7 +45,8 @@ class Settings:
 class Live:
     """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
 
-    age, inference: seconds from the capture of the newest frame to this label, and of the model alone. stamp: the sender's clock
+    age, inference: seconds from the capture of the newest frame to this label, and of the model alone. Of a stream whose labels
+    lag behind (`StreamPart.delay`), time and age are those of the frames that the label is about. stamp: the sender's clock
     of that frame. began, ended: the event that this label begins, and the one that it ends.
     """
 

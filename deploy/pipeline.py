@@ -50,6 +50,8 @@ class Pipeline:
         manifest = classifier.artifact.manifest
         spacing = frame_spacing(manifest.preprocess.sampling, self.settings.clip_seconds)
         self._streaming = manifest.mode == "stream"
+        self._late, self._lag = manifest.delay, manifest.delay * spacing  # a stream's label is about so many frames, seconds ago
+        self._unborn = self._late  # labels to come that are about no frame of this source
         self._waits = grabber.source.waits
         # Seconds from one inference to the next, by the frames' time. A stream model counts frames: it is fed at its own rate.
         self._every = spacing if self._streaming else 0.0
@@ -205,14 +207,17 @@ class Pipeline:
         begin = time.monotonic()
         probabilities = self.classifier.predict_live(clip)
         end = time.monotonic()
-        at = frame.time - (self.started or 0.0)
+        if self._unborn:
+            self._unborn -= 1
+            return
+        at = self._at(frame.time)
         prediction = self.classifier.prediction(self._ema.update(probabilities, frame.time))
         before = self._gate.current
         ended = self._gate.update({s.label: s.score for s in prediction.top(len(self.classifier.labels[prediction.main]))}, at)
         self._remember(ended)
         now = self._gate.current
         score = next(s.score for s in prediction.heads[prediction.main] if now is None or s.label == now.label)
-        age = time.monotonic() - frame.captured
+        age = time.monotonic() - frame.captured + self._lag
         self.ages.add(age)
         self.inferences.add(end - begin)
         self.label_rate.tick(end)
@@ -223,6 +228,10 @@ class Pipeline:
             began = replace(now)  # the event itself goes on changing
         live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended, began)
         self._publish(live)
+
+    def _at(self, time: float) -> float:
+        """Seconds since the first frame of what a label is about that comes with a frame of that time."""
+        return time - (self.started or 0.0) - self._lag
 
     def _publish(self, live: Live) -> None:
         with self._news:
@@ -235,13 +244,14 @@ class Pipeline:
         """The source was away for longer than a clip: nothing before it says anything about now."""
         self._ema.reset()
         self.classifier.backend.reset()
+        self._unborn = self._late
         self._finish(last)
 
     def _finish(self, last: float | None) -> None:
         """End the event that is on, at the time of the last frame, and tell the listeners."""
         if self._gate.current is None or self.live is None or last is None:
             return
-        ended = self._gate.close(last - (self.started or 0.0))
+        ended = self._gate.close(self._at(last))
         if ended:
             self._remember(ended)
             live = self.live

@@ -112,6 +112,15 @@ class AccuracyPart(_Part):
     passed: bool
 
 
+class StreamPart(_Part):
+    """What a stream's labels are about."""
+
+    delay: int = Field(0, description="frames that have to come after the last frame of a clip before its label does")
+    accuracy: AccuracyPart | None = Field(
+        None, description="of the float32 stream beside the clip model's; none where both are one function"
+    )
+
+
 class Manifest(_Part):
     schema_: Literal["dtkd-edge/artifact/1"] = Field(SCHEMA, alias="schema")
     name: str
@@ -132,6 +141,7 @@ class Manifest(_Part):
     verify: VerifyPart | None = None
     quantization: QuantizationPart | None = None
     accuracy: AccuracyPart | None = None
+    stream: StreamPart | None = None
     sha256: str = Field("", description="of the manifest without this field: see `digest`")
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), populate_by_name=True)
@@ -158,6 +168,11 @@ class Manifest(_Part):
         if self.input.shape[1:] != clip:
             raise ValueError(f"input.shape: {self.input.shape} does not hold what preprocess makes, {['N', *clip]}")
         return self
+
+    @property
+    def delay(self) -> int:
+        """Frames by which a label lags behind the frames that it is about: 0 but for some streams."""
+        return self.stream.delay if self.stream else 0
 
     def to_json(self) -> dict[str, Any]:
         """What is written: everything, and its own digest."""

@@ -39,11 +39,17 @@ class Gate:
 
 
 def open_gate(
-    config: DataConfig, preprocess: Preprocess, labels: dict[str, list[str]], max_drop: float, reference: Backend
+    config: DataConfig,
+    preprocess: Preprocess,
+    labels: dict[str, list[str]],
+    max_drop: float,
+    reference: Backend,
+    *,
+    most: int = CLIPS,
 ) -> Gate:
-    """The validation clips, at most CLIPS and spread evenly. DataError where none is labelled with a class of the model."""
+    """The validation clips, at most `most` and spread evenly. DataError where none is labelled with a class of the model."""
     catalogue = open_split(config, "val")
-    frames, numbers = clips.read(catalogue, clips.spread(catalogue, clips.fitting(CLIPS, preprocess)), preprocess)
+    frames, numbers = clips.read(catalogue, clips.spread(catalogue, clips.fitting(most, preprocess)), preprocess)
     own: dict[str, NDArray[np.int64]] = {}
     for head in labels.keys() & catalogue.classes.keys():
         numbering = {name: i for i, name in enumerate(labels[head])}

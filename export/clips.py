@@ -109,7 +109,7 @@ def feeds(backend: Backend, clips: Frames) -> Iterator[dict[str, NDArray]]:
             continue
         backend.reset()
         *earlier, last = part.swapaxes(0, 1)
-        for frames in earlier:
+        for frames in (*earlier, *[last] * manifest.delay):
             backend.run(np.ascontiguousarray(frames))
         yield {"frames": np.ascontiguousarray(last), **backend.states}
     backend.reset()

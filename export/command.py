@@ -20,6 +20,7 @@ from dtkd_edge.artifact import (
     ModelPart,
     OutputPart,
     StatePart,
+    StreamPart,
     VerifyPart,
     new_artifact,
     now,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from dtkd_edge.export.int8 import Int8
     from dtkd_edge.models.base import VideoModel
     from dtkd_edge.models.saved import ModelCard
+    from dtkd_edge.models.streaming import StreamForm
 
 Ms = dict[str, float]  # median latencies by name, the artefact's own as 'here'
 
@@ -205,17 +207,19 @@ def _export_run(
     check_place(place)
     recipe = load(run / "recipe.yaml", overrides)
     say(f"exporting {card.model} of {run} for {request.target.name} in {request.precision}")
-    if request.mode == "stream":
-        from dtkd_edge.export import stream
-
-        stream.check_causal(model)  # before the work
+    form = model.stream_form().eval() if request.mode == "stream" else None
     int8 = request.precision == "int8"
     calibration = find_clips.calibration(recipe.data, card.preprocess, request.calibration_clips, recipe.seed) if int8 else None
-    golden = verify.make_golden(model, verify.real_clips(recipe.data, card.preprocess, clips))
-    manifest = _manifest(run, model, card, request)
+    manifest = _manifest(run, model, card, request, form)
+    golden = verify.make_golden(form.reference(model) if form else model, verify.real_clips(recipe.data, card.preprocess, clips))
     with tempfile.TemporaryDirectory(prefix="dtkd-edge-") as scratch, new_artifact(place, manifest) as aside:
-        float32 = _trace(model, card, request, Path(scratch), manifest)
+        float32 = _trace(model, card, request, Path(scratch), manifest, form)
         with open_backend(float32, device="cpu") as reference:
+            if form and form.delay:
+                from dtkd_edge.export import stream
+
+                beside = stream.beside_clip(model, card, reference, recipe.data)
+                manifest.stream = StreamPart(delay=form.delay, accuracy=beside)
             gate = None
             if int8 or gated:
                 _check_reference(reference, golden)
@@ -234,15 +238,17 @@ def _export_run(
     return artifact, ms
 
 
-def _trace(model: VideoModel, card: ModelCard, request: Request, scratch: Path, manifest: Manifest) -> Artifact:
+def _trace(
+    model: VideoModel, card: ModelCard, request: Request, scratch: Path, manifest: Manifest, form: StreamForm | None = None
+) -> Artifact:
     """The float32 graph in `scratch`: what everything else is made of, and held against."""
     from dtkd_edge.export import graph
 
     path = scratch / "model.onnx"
-    if request.mode == "stream":
+    if form:
         from dtkd_edge.export import stream
 
-        stream.to_stream_onnx(model, card, path, batch=request.batch)
+        stream.to_stream_onnx(form, card, path, batch=request.batch)
     else:
         if request.target.name == "onnx":  # ONNX Runtime's 3-D kernels are slow, those of the other two are not
             from dtkd_edge.export import frames
@@ -294,17 +300,14 @@ def _write(
     manifest.built_from.onnx_sha256 = sha256(traced)
 
 
-def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request) -> Manifest:
+def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request, form: StreamForm | None = None) -> Manifest:
     from dtkd_edge.models.measure import count_macs
 
-    size, macs = card.size, count_macs(model)
+    size, macs = card.size, count_macs(form or model)
     shape, states = [-1 if request.dynamic_batch else request.batch, card.frames, size, size, 3], []
-    if request.mode == "stream":
-        from dtkd_edge.export import stream
-
-        shape, macs = [request.batch, size, size, 3], macs // card.frames  # a TSM does the same work for every frame
-        empty = stream.StreamGraph(model, card).states(request.batch)
-        states = [StatePart(name=name, shape=dims, dtype="float32") for name, dims in stream.state_shapes(empty).items()]
+    if form:
+        shape, empty = [request.batch, size, size, 3], form.states(request.batch)
+        states = [StatePart(name=name, shape=list(value.shape), dtype="float32") for name, value in empty.items()]
     return Manifest(
         name=f"{run.resolve().name}-{request.folder}",
         created=now(),
@@ -320,6 +323,7 @@ def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request) -
         preprocess=card.preprocess,
         outputs=[OutputPart(name=head, head=head, classes=classes) for head, classes in card.heads.items()],
         labels=card.labels,
+        stream=StreamPart(delay=form.delay) if form else None,
         built_from=BuiltFrom(run=run.resolve().name),
         tools={
             "dtkd-edge": __version__, "opset": str(targets.OPSET),

@@ -5,7 +5,8 @@ convolution of k × 3 × 3 is a sum over its k planes, each a 2-D convolution of
 
     y[t] = Σᵢ wᵢ ∗ x[t + i - k//2],   x = 0 before the first frame and behind the last
 
-so that the sum is the only thing left that knows of time. OpenVINO's 3-D kernels are faster than this, see benchmarks/RESULTS.md.
+so that the sum is the only thing left that knows of time (a causal one reads x[t + i - k + 1]). OpenVINO's 3-D kernels are faster
+than this, see benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import fusion
 
 from dtkd_edge.models.base import VideoModel
+from dtkd_edge.models.past import PastConv3d, PastMean
 from dtkd_edge.models.shift import fold_time
 from dtkd_edge.models.x3d import X3D
 
@@ -71,6 +73,7 @@ class _Depthwise(nn.Module):
     def __init__(self, conv: nn.Module, norm: nn.Module, frames: int) -> None:
         super().__init__()
         weight, bias = _folded(conv, norm)
+        self.now = weight.shape[2] - 1 if isinstance(conv, PastConv3d) else weight.shape[2] // 2  # the plane of the frame itself
         self.channels, self.frames = _blocks(len(weight)), frames
         planes = _filled(weight, self.channels).unbind(2)
         self.planes = nn.ParameterList([nn.Parameter(plane.clone(), requires_grad=False) for plane in planes])
@@ -78,11 +81,10 @@ class _Depthwise(nn.Module):
         self.stride, self.padding = cast(nn.Conv3d, conv).stride[1:], cast(nn.Conv3d, conv).padding[1:]
 
     def forward(self, x: Tensor) -> Tensor:
-        middle = len(self.planes) // 2
-        total = self._plane(x, middle, self.bias)
+        total = self._plane(x, self.now, self.bias)
         for i in range(len(self.planes)):
-            if i != middle:
-                total = total + self._moved(self._plane(x, i, None), i - middle)
+            if i != self.now:
+                total = total + self._moved(self._plane(x, i, None), i - self.now)
         return total
 
     def _plane(self, x: Tensor, i: int, bias: Tensor | None) -> Tensor:
@@ -96,13 +98,17 @@ class _Depthwise(nn.Module):
 
 
 class _SqueezeExcite(nn.Module):
-    def __init__(self, block: nn.Sequential, frames: int, channels: int) -> None:
+    def __init__(self, gate: nn.Module, frames: int, channels: int) -> None:
         super().__init__()
-        self.frames = frames
+        block = cast(nn.Sequential, gate.block)
+        self.frames, self.over_time = frames, cast("PastMean | None", gate.over_time)
         self.squeeze, self.excite = _Spatial(block[0], cin=channels), _Spatial(block[2], cout=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         clips = x.unflatten(0, (-1, self.frames))
+        if self.over_time is not None:  # each frame has gates of its own
+            pooled = self.over_time(clips.mean((3, 4)).transpose(1, 2)[..., None, None]).transpose(1, 2).flatten(0, 1)
+            return x * torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
         pooled = clips.mean((1, 3, 4))[:, :, None, None]
         gates = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
         return (clips * gates.unsqueeze(1)).flatten(0, 1)
@@ -116,7 +122,7 @@ class _Block(nn.Module):
         self.open = _Spatial(branch.conv_a, branch.norm_a, cin, _blocks(branch.conv_a.out_channels))
         self.depthwise = _Depthwise(branch.conv_b, norm, frames)
         channels = self.depthwise.channels
-        self.gate = nn.Identity() if isinstance(gate, nn.Identity) else _SqueezeExcite(gate.block, frames, channels)
+        self.gate = nn.Identity() if isinstance(gate, nn.Identity) else _SqueezeExcite(gate, frames, channels)
         self.close = _Spatial(branch.conv_c, branch.norm_c, cin=channels)
         straight = isinstance(block.branch1_conv, nn.Identity)
         self.shortcut = nn.Identity() if straight else _Spatial(block.branch1_conv, block.branch1_norm, cin)

@@ -31,28 +31,37 @@ FORBIDDEN = frozenset({"ScatterND", "ScatterElements", "Scatter", "If", "Loop", 
 FORBIDDEN_PREFIXES = ("Sequence", "Optional", "Random", "ConcatFromSequence", "SplitToSequence")
 
 
-class EdgeGraph(nn.Module):
-    """What is traced: uint8 frames `[N, T, H, W, 3]` → logits of every head, in the order of `student.heads`."""
+class Normalise(nn.Module):
+    """uint8 frames `[…, H, W, 3]` → normalised float `[…, 3, H, W]`."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, student: VideoModel, info: ModelInfo | None = None) -> None:
+    def __init__(self, info: ModelInfo) -> None:
         super().__init__()
-        info = info or student.info
-        self.student = student
-        self.heads = list(student.heads)
         mean, std = torch.tensor(info.mean, dtype=torch.float64), torch.tensor(info.std, dtype=torch.float64)
         # (x/255 - mean)/std as one multiplication and one addition, rounded once.
         self.register_buffer("scale", (1 / (255 * std)).float().view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).float().view(3, 1, 1), persistent=False)
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, frames: Tensor) -> Tensor:
         # Cast first: TensorRT takes a uint8 input only in front of a Cast. Then per-frame channels-first, the layout that 2-D
-        # networks over frames fold to for nothing; for 3-D networks the second transpose moves whole planes.
-        x = frames.to(torch.float32).permute(0, 1, 4, 2, 3)
-        x = x * self.scale + self.shift
-        logits = self.student(x.transpose(1, 2))
+        # networks over frames fold to for nothing.
+        dims = frames.dim()
+        return frames.to(torch.float32).permute(*range(dims - 3), dims - 1, dims - 3, dims - 2) * self.scale + self.shift
+
+
+class EdgeGraph(nn.Module):
+    """What is traced: uint8 frames `[N, T, H, W, 3]` → logits of every head, in the order of `student.heads`."""
+
+    def __init__(self, student: VideoModel) -> None:
+        super().__init__()
+        self.student = student
+        self.heads = list(student.heads)
+        self.edge = Normalise(student.info)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        logits = self.student(self.edge(frames).transpose(1, 2))  # for 3-D networks this moves whole planes
         return tuple(logits[head] for head in self.heads)
 
 

@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--target", default="openvino")
     parser.add_argument("--precision", default="fp32,bf16,int8", help="comma separated; the first is the base")
-    parser.add_argument("--mode", default="clip", help="clip, or clip,stream (causal students)")
+    parser.add_argument("--mode", default="clip", help="clip, or clip,stream (TSM that is causal, X3D)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--fresh", action="store_true", help="export all anew, and say what that costs")

@@ -110,7 +110,7 @@ PRECISION_HELP = (
     "; ".join(f"{t.name}: {', '.join(t.precisions)}" for t in TARGETS.values())
     + "; the first is the default; auto: the fastest that holds --max-drop; repeatable, or comma separated"
 )
-MODE_HELP = "clip (whole clips) or stream (frame by frame, causal students only)"
+MODE_HELP = "clip (whole clips) or stream (frame by frame: causal TSM, X3D)"
 
 
 @dataclass(frozen=True)

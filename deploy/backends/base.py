@@ -44,22 +44,24 @@ class Backend(ABC):
         batch = self._shape[0]
         if batch == -1:
             batch = len(frames)
-        if self._states and len(frames) > batch:
+        if self.artifact.manifest.mode == "stream" and len(frames) > batch:
             raise UsageError(f"this stream artefact takes {batch} frames at once, one per stream, got {len(frames)}")
         return _joined([self._run_batch(frames[start : start + batch], batch) for start in range(0, len(frames), batch)])
 
     def run_clips(self, clips: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Whole clips, uint8 RGB `[N, T, H, W, 3]` → head → float32 logits `[N, K]`.
 
-        A stream artefact sees the frames of each in turn, from an empty state; what it says after the last one counts.
+        A stream artefact sees the frames of each in turn, from an empty state; what it says after the last one counts. Where a
+        label lags behind (`StreamPart.delay`), the last frame stands still until it has come.
         """
         if self.artifact.manifest.mode == "clip":
             return self.run(clips)
         parts = []
         for start in range(0, len(clips), self._shape[0]):
             self.reset()
-            for frames in clips[start : start + self._shape[0]].swapaxes(0, 1):
-                out = self.run(frames)
+            frames = list(clips[start : start + self._shape[0]].swapaxes(0, 1))
+            for frame in (*frames, *frames[-1:] * self.artifact.manifest.delay):
+                out = self.run(frame)
             parts.append(out)
         self.reset()
         return _joined(parts)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dtkd_edge.errors import RecipeError
+from dtkd_edge.errors import RecipeError, UsageError
+
+if TYPE_CHECKING:
+    from dtkd_edge.models.streaming import StreamForm
 
 Role = Literal["student", "cnn-teacher", "vit-teacher"]
 Tensors = dict[str, Tensor]
@@ -68,6 +71,12 @@ class VideoModel(nn.Module):
     def sources(self) -> dict[str, Callable[[str], Tensors]]:
         """What `weights:` can name besides a file: 'torchvision', 'timm', 'hf-hub' → see sources.py."""
         return {}
+
+    def stream_form(self) -> StreamForm:
+        """The model frame by frame (streaming.py). UsageError for what has no such form."""
+        raise UsageError(
+            f"--mode stream: {self.info.name} has no form that takes frame by frame", "nearest: --mode clip; TSM and X3D have one"
+        )
 
     def forward(self, clips: Tensor) -> dict[str, Tensor]:
         return self.forward_head(self.forward_features(clips))

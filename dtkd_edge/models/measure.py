@@ -7,19 +7,22 @@ import copy
 import torch
 
 from dtkd_edge.models.base import VideoModel
+from dtkd_edge.models.streaming import StreamForm
 
 
 def count_parameters(model: VideoModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_macs(model: VideoModel) -> int:
-    """Multiply-accumulates of one clip: convolutions and matrix products, as papers count them (half of torch's FLOPs)."""
+def count_macs(model: VideoModel | StreamForm) -> int:
+    """Multiply-accumulates of one clip, or of one frame of a stream: convolutions and matrix products, as papers count them
+    (half of torch's FLOPs)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     info = model.info
     ghost = copy.deepcopy(model).to("meta").eval()
     # With gradients, since torch's fused transformer layer for inference is not counted.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        ghost(torch.zeros(1, 3, info.frames, info.size, info.size, device="meta"))
+        length = [] if isinstance(model, StreamForm) else [info.frames]
+        ghost(torch.zeros(1, 3, *length, info.size, info.size, device="meta"))
     return int(counter.get_total_flops()) // 2

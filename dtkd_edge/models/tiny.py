@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from dtkd_edge.models.base import Heads, ModelInfo, VideoModel
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import Shift, fold_time, unfold_time
+from dtkd_edge.models.streaming import StreamForm
+from dtkd_edge.models.tsm_stream import ShiftStream
 
 
 def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
@@ -72,6 +74,16 @@ class FrameCNN(VideoModel):
 
     def head_parameters(self) -> list[nn.Parameter]:
         return list(self.head.parameters())
+
+    def forward_frame(self, frame: Tensor) -> dict[str, Tensor]:
+        """`[N, 3, H, W]` → what `forward` says of a clip of that one frame."""
+        x = self.stem(frame)
+        for stage in self.stages.values():
+            x = stage(x)
+        return dict(self.head(x.mean((2, 3))))
+
+    def stream_form(self) -> StreamForm:
+        return ShiftStream(self)
 
 
 @register("tsm_tiny", ("student", "cnn-teacher"), "TSM over inverted residuals, for small clips; width 28 for a teacher")

@@ -17,7 +17,9 @@ from dtkd_edge.models.layouts import Pattern, rename, substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import Shift, fold_time, unfold_time
 from dtkd_edge.models.sources import Fetch, hub_weights, timm_weights, torchvision_weights
+from dtkd_edge.models.streaming import StreamForm
 from dtkd_edge.models.tsm_layouts import HEAD, MIT, MMACTION2
+from dtkd_edge.models.tsm_stream import ShiftStream
 
 # Block class → the convolution that the shift is put in front of.
 SHIFTED = {"BasicBlock": "conv1", "Bottleneck": "conv1", "InvertedResidual": "conv_pw"}
@@ -57,6 +59,14 @@ class TSM(VideoModel):
 
     def head_parameters(self) -> list[nn.Parameter]:
         return list(self.head.parameters())
+
+    def forward_frame(self, frame: Tensor) -> dict[str, Tensor]:
+        """`[N, 3, H, W]` → what `forward` says of a clip of that one frame."""
+        pooled = self.backbone.forward_head(self.backbone.forward_features(frame), pre_logits=True)
+        return dict(self.head(pooled))
+
+    def stream_form(self) -> StreamForm:
+        return ShiftStream(self)
 
     def layouts(self) -> dict[str, Layout]:
         names = {key.removeprefix("backbone.").replace(".net.", "."): key for key in self.state_dict()}

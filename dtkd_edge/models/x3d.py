@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from dtkd_edge.models.base import JointHeads, Layout, ModelInfo, Tensors, VideoModel
 from dtkd_edge.models.layouts import Pattern, substitute
+from dtkd_edge.models.past import PastConv3d, PastMean
 from dtkd_edge.models.registry import register
+from dtkd_edge.models.streaming import StreamForm
 
 STEM, WIDTHS, INNER = 24, (24, 48, 96, 192), (54, 108, 216, 432)
 SHALLOW, DEEP = (3, 5, 11, 7), (5, 10, 25, 15)  # blocks of a stage
@@ -27,30 +29,37 @@ SIZES = {
 }
 
 
-def _conv(cin: int, cout: int, kernel: tuple[int, int, int] = (1, 1, 1), stride: int = 1, groups: int = 1) -> nn.Conv3d:
+def _conv(
+    cin: int, cout: int, kernel: tuple[int, int, int] = (1, 1, 1), stride: int = 1, groups: int = 1, past: bool = False
+) -> nn.Conv3d:
     """Padded to keep the size; the stride is one of space."""
+    kind = PastConv3d if past else nn.Conv3d
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(cin, cout, kernel, (1, stride, stride), padding, groups=groups, bias=False)
+    return kind(cin, cout, kernel, (1, stride, stride), padding, groups=groups, bias=False)
 
 
 class _SqueezeExcite(nn.Module):
-    def __init__(self, channels: int) -> None:
+    """past: 0, or the most frames of a clip: each frame's gates then come from the frames up to it."""
+
+    def __init__(self, channels: int, past: int) -> None:
         super().__init__()
+        self.over_time = PastMean(past) if past else None
         inner = max(8, (channels // 16 + 4) // 8 * 8)
         inner += 8 if inner < 0.9 * channels / 16 else 0
         self.block = nn.Sequential(nn.Conv3d(channels, inner, 1), nn.ReLU(), nn.Conv3d(inner, channels, 1), nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
-        gates: Tensor = self.block(x.mean((2, 3, 4), keepdim=True))
+        pooled = self.over_time(x.mean((3, 4), keepdim=True)) if self.over_time else x.mean((2, 3, 4), keepdim=True)
+        gates: Tensor = self.block(pooled)
         return x * gates
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, cin: int, inner: int, cout: int, stride: int, squeeze: bool) -> None:
+    def __init__(self, cin: int, inner: int, cout: int, stride: int, squeeze: bool, past: int) -> None:
         super().__init__()
         self.conv_a, self.norm_a = _conv(cin, inner), nn.BatchNorm3d(inner)
-        self.conv_b = _conv(inner, inner, (3, 3, 3), stride, groups=inner)
-        self.norm_b = nn.Sequential(nn.BatchNorm3d(inner), _SqueezeExcite(inner) if squeeze else nn.Identity())
+        self.conv_b = _conv(inner, inner, (3, 3, 3), stride, groups=inner, past=past > 0)
+        self.norm_b = nn.Sequential(nn.BatchNorm3d(inner), _SqueezeExcite(inner, past) if squeeze else nn.Identity())
         self.conv_c, self.norm_c = _conv(inner, cout), nn.BatchNorm3d(cout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,22 +70,23 @@ class _Bottleneck(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, cin: int, inner: int, cout: int, stride: int, squeeze: bool) -> None:
+    def __init__(self, cin: int, inner: int, cout: int, stride: int, squeeze: bool, past: int) -> None:
         super().__init__()
         self.branch1_conv = _conv(cin, cout, stride=stride) if cin != cout or stride != 1 else nn.Identity()
         # The first stage's projection has no norm, as in pytorchvideo; PySlowFast's has one, see `fold_first_shortcut`.
         self.branch1_norm = nn.BatchNorm3d(cout) if cin != cout else nn.Identity()
-        self.branch2 = _Bottleneck(cin, inner, cout, stride, squeeze)
+        self.branch2 = _Bottleneck(cin, inner, cout, stride, squeeze, past)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.branch1_norm(self.branch1_conv(x)) + self.branch2(x))
 
 
 class _Stem(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, past: int) -> None:
         super().__init__()
         # In pytorchvideo's stem `conv_t` holds the spatial convolution and `conv_xy` the temporal one.
-        self.conv = nn.ModuleDict({"conv_t": _conv(3, STEM, (1, 3, 3), 2), "conv_xy": _conv(STEM, STEM, (5, 1, 1), groups=STEM)})
+        over_time = _conv(STEM, STEM, (5, 1, 1), groups=STEM, past=past > 0)
+        self.conv = nn.ModuleDict({"conv_t": _conv(3, STEM, (1, 3, 3), 2), "conv_xy": over_time})
         self.norm = nn.BatchNorm3d(STEM)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,10 +94,10 @@ class _Stem(nn.Module):
 
 
 class _Stage(nn.Module):
-    def __init__(self, cin: int, inner: int, cout: int, depth: int) -> None:
+    def __init__(self, cin: int, inner: int, cout: int, depth: int, past: int) -> None:
         super().__init__()
         # Every other block has squeeze-excitation.
-        blocks = [_Block(cin if i == 0 else cout, inner, cout, 2 if i == 0 else 1, i % 2 == 0) for i in range(depth)]
+        blocks = [_Block(cin if i == 0 else cout, inner, cout, 2 if i == 0 else 1, i % 2 == 0, past) for i in range(depth)]
         self.res_blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,13 +126,20 @@ class _Head(nn.Module):
 
 
 class X3D(VideoModel):
-    """`blocks`: the stem, four stages and the head. The taps are the stages' outputs, then what the head pools."""
+    """`blocks`: the stem, four stages and the head. The taps are the stages' outputs, then what the head pools.
 
-    def __init__(self, info: ModelInfo, heads: dict[str, int], depths: tuple[int, ...], dropout: float) -> None:
+    causal: no frame's features look ahead. The convolutions see the past only, and the average over time of squeeze-excitation
+    is at each frame one over the frames up to it. The same weights, another function: to be trained as it is used.
+    """
+
+    def __init__(
+        self, info: ModelInfo, heads: dict[str, int], depths: tuple[int, ...], dropout: float, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.info, self.heads = info, heads
+        self.info, self.heads, self.causal = info, heads, causal
+        past = info.frames if causal else 0
         widths = zip((STEM, *WIDTHS[:-1]), INNER, WIDTHS, depths, strict=True)
-        self.blocks = nn.ModuleList([_Stem(), *(_Stage(*stage) for stage in widths), _Head(heads, dropout)])
+        self.blocks = nn.ModuleList([_Stem(past), *(_Stage(*stage, past) for stage in widths), _Head(heads, dropout)])
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -143,6 +160,11 @@ class X3D(VideoModel):
 
     def head_parameters(self) -> list[nn.Parameter]:
         return list(cast(_Head, self.blocks[-1]).proj.parameters())
+
+    def stream_form(self) -> StreamForm:
+        from dtkd_edge.models.x3d_stream import ContinualX3D
+
+        return ContinualX3D(self)
 
     def layouts(self) -> dict[str, Layout]:
         return {"pytorchvideo": dict, "PySlowFast": from_pyslowfast}
@@ -190,12 +212,13 @@ def fold_first_shortcut(tensors: Tensors, eps: float = 1e-5) -> Tensors:
 
 
 def _x3d(
-    name: str, heads: dict[str, int], frames: int | None = None, size: int | None = None, dropout: float = 0.5
-) -> VideoModel:
+    name: str, heads: dict[str, int], frames: int | None = None, size: int | None = None,
+    dropout: float = 0.5, causal: bool = False,
+) -> VideoModel:  # fmt: skip
     t, stride, s, depths = SIZES[name]
     taps = {**{f"res{i + 2}": width for i, width in enumerate(WIDTHS)}, "conv5": INNER[-1]}
     info = ModelInfo(name, ("student", "cnn-teacher"), frames=frames or t, size=size or s, stride=stride, taps=taps)
-    return X3D(info, heads, depths, dropout)
+    return X3D(info, heads, depths, dropout, causal)
 
 
 for _name in SIZES:

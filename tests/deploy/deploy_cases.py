@@ -58,8 +58,10 @@ def write_mp4(path: Path, *, frames: int = 60, size: tuple[int, int] = (160, 120
     return path
 
 
-def write_counter(folder: Path, target: str, batch: int = 1) -> Path:
-    """A stream artefact whose answer is [how many frames so far, the sum of their mean values]: what a recurrence is seen by."""
+def write_counter(folder: Path, target: str, batch: int = 1, delay: int = 0) -> Path:
+    """A stream artefact whose answer is [how many frames so far, the sum of their mean values]: what a recurrence is seen by.
+
+    delay: frames by which its labels are said to lag behind."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -89,6 +91,7 @@ def write_counter(folder: Path, target: str, batch: int = 1) -> Path:
         target, mode="stream",
         input={"shape": [batch, SIZE, SIZE, 3], "states": [{"name": "past", "shape": [batch, 2], "dtype": "float32"}]},
         outputs=[{"name": "action", "head": "action", "classes": 2}], labels={"action": ["frames", "light"]},
+        stream={"delay": delay},
     )  # fmt: skip
     with new_artifact(folder, parts) as aside:
         onnx.save(model, aside / "model.onnx")

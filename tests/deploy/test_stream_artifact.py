@@ -19,6 +19,15 @@ def counter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return write_counter(tmp_path_factory.mktemp("stream") / request.param, request.param)
 
 
+def test_the_states_can_be_read(counter: Path) -> None:
+    """By their names in the manifest, wherever the runtime keeps them."""
+    with open_backend(Artifact.open(counter), device="cpu") as backend:
+        assert {name: value.tolist() for name, value in backend.states.items()} == {"past": [[0.0, 0.0]]}
+        for _ in range(3):
+            backend.run(np.full((1, SIZE, SIZE, 3), 10, np.uint8))
+        np.testing.assert_allclose(backend.states["past"], [[3, 30]], rtol=1e-5)
+
+
 def test_the_state_goes_on_until_it_is_reset(counter: Path) -> None:
     with open_backend(Artifact.open(counter), device="cpu") as backend:
         for number in range(1, 5):
@@ -78,3 +87,17 @@ def test_a_rate_below_one_a_second_is_no_gap(counter: Path) -> None:
         counted = [float(classifier.backend.states["past"][0, 0]) for _ in zip(range(3), labels, strict=False)]
         labels.close()
     assert counted == [1, 2, 3]
+
+
+def test_labels_that_lag_behind(tmp_path: Path) -> None:
+    """A clip's last frame stands still until its label has come; live, the label is about the frames so long ago."""
+    folder = write_counter(tmp_path / "late", "onnx", delay=3)
+    video = write_mp4(tmp_path / "clip.mp4", frames=60, size=(64, 64))
+    with dtkd_edge.load(folder, device="cpu") as classifier:
+        frames = np.arange(1, 3, dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 2, SIZE, SIZE, 3), np.uint8)
+        assert classifier.backend.run_clips(frames)["action"].tolist() == [[5, 1 + 2 + 2 + 2 + 2]]
+        assert "lag by 3 frames" in str(classifier)
+        options = {"clip_seconds": 0.8, "smoothing": 0.0, "threshold": 1.0, "release": 1.0, "fast": True}
+        times = [live.time for live in classifier.stream(str(video), **options)]
+        assert len(times) == 17 + 1  # of 20 frames the first three labels are about nothing; the end of the event
+        np.testing.assert_allclose(times[:-1], 0.1 * np.arange(17), atol=1e-6)

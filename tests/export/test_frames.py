@@ -18,10 +18,13 @@ LABELS = {"verb": ["take", "put", "open"], "noun": ["cup", "pan"]}
 FRAMES, SIZE = 5, 32
 
 
+HEADS = {head: len(names) for head, names in LABELS.items()}
+
+
 @pytest.fixture(scope="module")
 def x3d() -> VideoModel:
     torch.manual_seed(0)
-    return trained(create_model("x3d_xs", {head: len(names) for head, names in LABELS.items()}, frames=FRAMES, size=SIZE))
+    return trained(create_model("x3d_xs", HEADS, frames=FRAMES, size=SIZE))
 
 
 def clips(n: int) -> np.ndarray:
@@ -39,6 +42,15 @@ def test_the_same_logits_for_every_clip_of_a_batch(x3d: VideoModel) -> None:
     assert list(got) == list(LABELS)
     for head, value in want.items():
         assert value.std() > 1e-3  # the clips differ, so that one that leaks into another shows
+        np.testing.assert_allclose(got[head], value, atol=2e-5 * max(1, np.abs(value).max()))
+
+
+@pytest.mark.parametrize("frames", [2, FRAMES])  # fewer than the stem's convolution looks back, and as many
+def test_a_causal_one_has_its_own_logits(frames: int) -> None:
+    model = trained(create_model("x3d_xs", HEADS, frames=frames, size=SIZE, causal=True))
+    video = clips(2)[:, :frames]
+    got, want = logits(over_frames(model), video), logits(model, video)
+    for head, value in want.items():
         np.testing.assert_allclose(got[head], value, atol=2e-5 * max(1, np.abs(value).max()))
 
 
