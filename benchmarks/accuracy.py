@@ -125,7 +125,7 @@ def measure_accuracy(
                 answers = {head: answer(logits[head][0], label) for head, label in labels.items()}
                 candidate.journal.add(number, clip.state(), answers)
                 found[id(candidate)][number] = answers
-            if all(candidate.error is not None for candidate in candidates):
+            if all(c.error is not None or len(found[id(c)]) == len(order) for c in candidates):
                 break
     return [c.error or _result(found[id(c)], list(maps[id(c)]), c.reference, data, broken) for c in candidates]
 

@@ -83,7 +83,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps([number, state, found]) + "\n")
+                stream.write("\n" + json.dumps([number, state, found]) + "\n")  # a kill may have left half a line
         except OSError:  # a full disk is no reason not to measure
             self._broken = True
 

@@ -50,7 +50,6 @@ FPS = 30.0
 MODELS = 1.5  # of the model's median that an age may take besides one frame interval
 VIEWERS, WITHIN = 20, 0.05
 GROWTH_MB = 5.0
-MOST_LABELS = 1_000_000  # of a soak; their ages lie in memory that is there from the start, or it would grow with them
 SETTLE_S = 2.0
 
 
@@ -151,11 +150,13 @@ def viewers(session: Session, web: WebView, seconds: float, blocks: int) -> dict
 
 def soak(session: Session, web: WebView, minutes: float) -> dict[str, Any]:
     samples: list[tuple[int, int, int]] = []
-    ages, models, counts = np.ones(MOST_LABELS), np.ones(MOST_LABELS), [0]
+    # A label a frame, and half as many again; in memory that is there from the start, or it would grow with them.
+    most = round(90 * minutes * FPS) + 1000
+    ages, models, counts = np.ones(most), np.ones(most), [0]
     pipeline = session.pipeline
 
     def note(live: Live) -> None:
-        if counts[-1] < MOST_LABELS:
+        if counts[-1] < most:
             ages[counts[-1]], models[counts[-1]] = 1e3 * live.age, 1e3 * live.inference
             counts[-1] += 1
 

@@ -72,7 +72,9 @@ class Spec(BaseModel):
     @model_validator(mode="after")
     def _ends(self) -> Spec:
         if self.max_seconds < self.min_seconds:
-            raise ValueError(f"max_seconds {self.max_seconds:g} is less than min_seconds {self.min_seconds:g}")
+            if "min_seconds" in self.model_fields_set:
+                raise ValueError(f"max_seconds {self.max_seconds:g} is less than min_seconds {self.min_seconds:g}")
+            self.min_seconds = self.max_seconds  # nobody asked for the default
         return self
 
 

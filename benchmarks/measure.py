@@ -83,7 +83,7 @@ def measure(
                 if opened:
                     _measure_open(opened, scenarios, options, data_of, emit, sampler, tools)
                 for one in opened:
-                    if one.journal is not None:  # its rows are there
+                    if one.journal is not None and one.accuracy is not None:  # its rows are there
                         one.journal.remove()
             finally:
                 for one in opened:

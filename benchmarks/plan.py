@@ -84,7 +84,7 @@ def find_reference(artifact: Artifact, data: Data) -> Reference:
                 answers = np.full(len(data.clips), UNKNOWN, np.int64)
                 answers[index] = _numbers(classes, names)[kept[f"{head}/logits/student"].argmax(1)]
                 reference[head] = answers
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):  # damaged, or of another version: no reference
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile):  # damaged, or of another version
         return {}
     return reference
 

@@ -155,6 +155,7 @@ def _arguments(
     words += ["--include", ",".join(options.include)] if options.include else []
     words += ["--threads", str(options.threads)] if options.threads else []
     words += ["--roofline"] if options.roofline else []
+    words += ["--again"] if options.fresh else []
     for override in overrides:
         words += ["--set", override]
     if data is not None:

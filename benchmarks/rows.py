@@ -143,21 +143,22 @@ def row_of(
         "load_ms": one.load_ms,
         "memory_mb": one.memory_mb,
         "accuracy": one.accuracy,
-        "notes": list(one.notes),
     }
+    notes = list(one.notes)
     if timing is None:
-        return record.model_copy(update={**update, "status": status, "reason": reason})
+        return record.model_copy(update={**update, "notes": notes, "status": status, "reason": reason})
     if timing.short:
-        update["notes"] = [*one.notes, _stopped(timing, scenario, options.budget.limit)]
+        notes.append(_stopped(timing, scenario, options.budget.limit))
     if options.machine is not None and timing.live is None:
         if kind == "cpu":
             median = timing.latency(scenario.percent).p50
             update["roofline"] = limit(one.artifact, options.machine, timing.clips, median)
         else:
-            update["notes"] = [*one.notes, "no roofline: its rates are measured on CPUs only"]
+            notes.append("no roofline: its rates are measured on CPUs only")
     rate = timing.throughput if timing.live is None else timing.live.labels_per_second
     power = sampler.power(label, POWER_SOURCE.get(kind, "cpu"))
     update |= {
+        "notes": notes,
         "latency_ms": timing.latency(scenario.percent),
         "throughput": round(rate, 3),
         "live": timing.live,

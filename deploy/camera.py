@@ -194,6 +194,8 @@ class Grabber:
 
     def _reconnect(self, reason: SourceLost) -> bool:
         """Try until it works or somebody stops us, with a pause that doubles. A log gets two lines, however long it takes."""
+        if self._stop.is_set():  # reading failed because it was closed
+            return False
         self.state = "reconnecting"
         say(f"--source {self.source.name}: lost ({reason}); trying to get it back")
         lost = time.monotonic()

@@ -152,7 +152,7 @@ class Pipeline:
                 if heard is not None and not self._waits and time.monotonic() - heard > patience:
                     heard = None
                     with self._news:
-                        self._away = True
+                        self._away, self._newest = True, None  # what waits is from before the gap
                         self._news.notify_all()
                 continue
             small = preprocess.frame(frame.image)
@@ -200,7 +200,7 @@ class Pipeline:
             self._finish(last)
 
     def _pause(self, until: float) -> None:
-        while (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, 0.5)):
+        while not self._away and (left := until - time.monotonic()) > 0 and not self._stop.wait(min(left, 0.5)):
             self._turned["inference"] = time.monotonic()
 
     def _step(self, clip: NDArray[np.uint8], frame: Frame) -> None:

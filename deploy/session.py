@@ -93,7 +93,7 @@ class Session:
             except DtkdEdgeError as error:
                 place = str(self.sources[number] if what == "source" else self.artifacts[number])
                 name = source_name(place) if what == "source" else Path(place).resolve().name
-                self.trouble = error.message.replace(place, name)
+                self.trouble = error.message.replace(place, name) if "/" in place else error.message
                 self.refused += 1
                 say(f"not switched: {error.message}")
 

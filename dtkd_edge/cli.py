@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -383,6 +382,4 @@ def data_pack(
 
 def main() -> None:
     """The console script."""
-    debug = "--debug" in sys.argv[1:]
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]  # works before and after the command
-    reported(lambda: app(args=arguments, standalone_mode=True), debug)
+    reported(lambda: app(standalone_mode=True))

@@ -1,6 +1,6 @@
 """How a command ends: an error as its two lines and its exit code. No torch.
 
-The console script and every `python -m dtkd_edge.…` go through `reported`.
+The console script and the modules that are run by `python -m` go through `reported`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ EXTRAS = {  # which extra brings a library that the base does not have
 }
 
 
-def reported(call: Callable[[], int | None], debug: bool = False) -> None:
-    """Run a command; what it raises becomes two lines on standard error and the exit code of errors.py."""
+def reported(call: Callable[[], int | None]) -> None:
+    """Run a command; what it raises becomes two lines on standard error and the exit code of errors.py.
+
+    --debug, wherever it stands among the arguments, is taken out of them and shows the traceback besides.
+    """
+    debug = "--debug" in sys.argv[1:]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         code = call()
     except DtkdEdgeError as error:

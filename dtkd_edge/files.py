@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let a second process that wants the same folder wait for the first, instead of making it again."""
+def one_at_a_time(folder: Path, waiting: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let a second process that wants the same folder wait for the first, instead of making it again. waiting: called again and
+    again meanwhile."""
     import fcntl
 
     with disk_errors(folder):
@@ -82,7 +84,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         lock = folder.with_name(f".{folder.name}.lock").open("w")
     with lock:
         with suppress(OSError):  # on a file system without locks both make it, and the last one stays
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
+                    break
+                except BlockingIOError:
+                    assert waiting is not None
+                    waiting()
+                    time.sleep(1)
         yield
 
 

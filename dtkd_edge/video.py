@@ -351,4 +351,6 @@ def _too_slow(path: Path, timeout: float) -> VideoError:
 
 
 def _undecodable(path: Path, error: BaseException) -> VideoError:
+    if isinstance(error, VideoError):  # a file that was opened again says so itself
+        return error
     return VideoError(f"{path}: does not decode: {_reason(error)}", "re-encode the clip or leave it out")

@@ -192,6 +192,9 @@ def _from_artifact(folder: Path, target: str, precision: str | None, mode: str, 
         raise UsageError(
             f"--precision {precision}: that folder's graph is {have.precision}", "export the run again for another one"
         )
+    if have.engine_key is not None:  # built again as it was built
+        kept = have.engine_key.model_dump(include={"hardware_compatible", "version_compatible", "dla"})
+        options = {**options, **{name: value for name, value in kept.items() if options.get(name) in (None, False)}}
     request = targets.request("tensorrt", have.precision, mode, batch=max(have.input.shape[0], 1), **options)
     return build_engine(artifact, request).folder
 

@@ -6,7 +6,7 @@ convolution of k × 3 × 3 is a sum over its k planes, each a 2-D convolution of
     y[t] = Σᵢ wᵢ ∗ x[t + i - k//2],   x = 0 before the first frame and behind the last
 
 so that the sum is the only thing left that knows of time (a causal one reads x[t + i - k + 1]). OpenVINO's 3-D kernels are faster
-than this, see benchmarks/RESULTS.md.
+than this.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Depthwise(nn.Module):
         return F.conv2d(x, self.planes[i], bias, self.stride, self.padding, groups=self.channels)
 
     def _moved(self, x: Tensor, step: int) -> Tensor:
-        """Frame t becomes frame t + step."""
+        """Where frame t was stands frame t + step, and zeros where there is none."""
         clips = x.unflatten(0, (-1, self.frames))
         gap = torch.zeros_like(clips[:, : abs(step)])
         return torch.cat([clips[:, step:], gap] if step > 0 else [gap, clips[:, :step]], 1).flatten(0, 1)

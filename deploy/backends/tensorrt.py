@@ -200,11 +200,17 @@ class Cuda:
     def capture(self, stream: int, work: Callable[[], None]) -> int:
         """What `work` puts on the stream, as a graph that can be launched. NotHereError: it cannot be captured."""
         self._call(self._rt.cudaStreamBeginCapture(stream, self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))
+        whole = False
         try:
             work()
+            whole = True
         finally:
-            ended = self._rt.cudaStreamEndCapture(stream)
-        (graph,) = self._call(ended)
+            error, graph = self._rt.cudaStreamEndCapture(stream)
+            if int(error) == 0 and not whole:
+                self._rt.cudaGraphDestroy(graph)
+            if int(error) != 0 or not whole:
+                self._rt.cudaGetLastError()  # or whoever asks next takes it for an error of its own
+        self._call((error,))
         try:
             return int(self._call(self._rt.cudaGraphInstantiate(graph, 0))[0])
         finally:

@@ -221,12 +221,12 @@ function list() {
     item.querySelector(".what").textContent = event.label;
     item.querySelector(".how").textContent = event.end === null ? "now" : `${(event.end - event.start).toFixed(1)} s`;
     // A live source: the time of day. A file that is read fast: the place in it.
-    item.querySelector(".when").textContent = event.time ? new Date(event.time).toLocaleTimeString([], { hour12: false }) : time(event.start);
+    item.querySelector(".when").textContent = event.time ? new Date(event.time).toLocaleTimeString([], { hourCycle: "h23" }) : time(event.start);
     item.title = `${event.time ? new Date(event.time).toLocaleString() + ", " : ""}${time(event.start)} after the start, at most ${percent(event.score)}`;
     return item;
   }));
 }
-const time = (seconds) => `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(0).padStart(2, "0")}`;
+const time = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 
 // --- timeline: the last minute, moved on every screen refresh
 const segments = new Map();

@@ -154,7 +154,7 @@ def _at_odds(entry: Entry, classes: dict[str, list[str]], first: Entry) -> str:
             return f"{clip}: label {max(labels)} of head {head} is outside its {len(classes[head])} classes"
     if (entry.groups is None, entry.ids is None) != (first.groups is None, first.ids is None):
         return f"other columns than {first.name}"
-    if entry.split == first.split and {p: set(m) for p, m in entry.parts.items()} != {p: set(m) for p, m in first.parts.items()}:
+    if {p: set(m) for p, m in entry.parts.items()} != {p: set(m) for p, m in first.parts.items()}:
         return f"other parts than {first.name}"
     return ""
 

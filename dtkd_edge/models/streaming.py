@@ -30,6 +30,11 @@ class Tape:
         """The next state in the order of `take`."""
         self.next.append(value)
 
+    def end(self) -> list[Tensor]:
+        """What was kept; the tape then holds no tensor, and a form can be copied."""
+        kept, self.next, self._past = self.next, [], None
+        return kept
+
 
 class Counter(nn.Module):
     """How many frames have come, the newest included, as float32 `[N, 1]`; it stays at `most`."""
@@ -87,7 +92,7 @@ class StreamForm(nn.Module):
         """states: None are empty ones."""
         self.tape.begin(states)
         logits = self.step(frame)
-        return logits, self.tape.next
+        return logits, self.tape.end()
 
     def states(self, batch: int) -> dict[str, Tensor]:
         """Empty states by name, in the order of `forward`."""

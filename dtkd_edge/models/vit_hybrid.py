@@ -93,16 +93,13 @@ def vit_hybrid(
     base = name.removeprefix("vit_hybrid_")
     if not timm.is_model(base):
         raise RecipeError(f"{name}: timm has no model {base!r}", "see: dtkd-edge models")
-    try:
-        backbone: Any = timm.create_model(base, pretrained=False, num_classes=0, **timm_options)
-    except TypeError as error:
-        raise RecipeError(f"{name}: {error}", "check teachers.vit.options in the recipe") from error
+    backbone: Any = timm.create_model(base, pretrained=False, num_classes=0, **timm_options)
     config = backbone.pretrained_cfg
     side = size or config["input_size"][-1]
     with torch.no_grad():
         features = backbone.eval().forward_features(torch.zeros(1, 3, side, side))
     backbone.train()
-    if features.ndim != 4:
+    if features.ndim != 4 or features.shape[1] != backbone.num_features:  # Swin and others put channels last
         raise RecipeError(f"{name}: {type(backbone).__name__} gives no feature maps", "choose a CNN of timm")
     info = ModelInfo(
         name,

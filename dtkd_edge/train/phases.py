@@ -231,6 +231,11 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
         return model, run.score(model, 32)
     model = run.build(config, name)
     if config.train is not None:
+        if config.weights == "none" and getattr(model, "frozen", False):
+            raise RecipeError(
+                f"teachers.{name}: {config.model} trains on a frozen CNN, and weights: none leaves that one random",
+                f"--set teachers.{name}.weights=timm, or --set teachers.{name}.options.freeze=false",
+            )
         sampling = joint_sampling(run.recipe, [model])
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing, sampling).to(run.device)
         fit(run.phase(name, config.train, task, run.train, sampling, model.info.size), run.log, resume=run.resume)

@@ -77,7 +77,10 @@ class TeacherCache:
             path = folder / f"view-{view:03d}"
             if not self.engine.agree(path.is_dir()):
                 # Trainings side by side share what one of them has stored; within one, all ranks store it together.
-                with one_at_a_time(path) if self.engine.main else nullcontext():
+                # Rank 0 waits for the lock, and says so again and again: a collective that waits as long would time out.
+                with one_at_a_time(path, lambda: self.engine.agree(True)) if self.engine.main else nullcontext():
+                    while self.engine.agree(False):
+                        pass
                     if not self.engine.agree(path.is_dir()):
                         self._fill(name, view, path, note)
             self._maps[name] = {file.name[:-4]: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}

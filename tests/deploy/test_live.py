@@ -251,6 +251,41 @@ def test_a_slow_reader_misses_labels_and_no_event(tmp_path: Path) -> None:
     assert began == ended == ["red", "green", "blue"] and labels < 12  # of 24 frames
 
 
+class Gone(Source):
+    """Pictures for a second, then nothing more."""
+
+    name = "gone"
+    began = 0.0
+
+    def open(self) -> None:
+        if self.began:
+            raise MissingDevice("gone")
+        self.began = time.monotonic()
+
+    def read(self) -> tuple[np.ndarray, None]:
+        time.sleep(1 / 30)
+        if time.monotonic() - self.began > 1:
+            raise SourceLost("gone")
+        return image(0), None
+
+    def close(self) -> None: ...
+
+
+def test_no_label_of_a_picture_from_before_the_loss(onnx_artifact: Path) -> None:
+    """Labels are rarer than the camera's end: the pictures that still wait then are not labelled after it."""
+    with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:
+        settings = Settings(clip_seconds=0.2, smoothing=0.0, threshold=0.0, rate=0.5)
+        pipeline = Pipeline(classifier, Grabber(Gone()), settings)
+        pipeline.start()
+        try:
+            time.sleep(1.0)
+            assert pipeline.current() is not None
+            time.sleep(2.5)  # past the loss, the patience of one second, and the time of the second label
+            assert pipeline.current() is None and len(pipeline.events) == 1 and pipeline.inferences.count == 1
+        finally:
+            pipeline.stop()
+
+
 def test_stopping_leaves_no_thread_and_ends_the_event(onnx_artifact: Path) -> None:
     before = threading.active_count()
     with dtkd_edge.load(onnx_artifact, device="cpu", threads=1) as classifier:

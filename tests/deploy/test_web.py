@@ -297,7 +297,7 @@ def test_a_film_as_the_visitors_camera(tmp_path: Path) -> None:
     order = ["red", "green", "blue", "red", "green", "blue", "red"]
     assert any(seen == order[at : at + 5] for at in range(3)), seen  # every scene, in the film's order, and round again
     logged = [json.loads(line)["label"] for line in log.read_text().splitlines()]
-    assert logged[:5] == seen[: len(logged[:5])]
+    assert len(logged) >= 3 and logged[:5] == seen[: len(logged[:5])]
     picture = Video(out).read(np.array([5]))[0].astype(int)
     assert picture[:150, :200].mean() > 1.5 * picture[:150, 260:].mean()  # not mirrored: what is dark is on the right
 

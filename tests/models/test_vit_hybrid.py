@@ -55,7 +55,8 @@ def test_tokens_attend_over_space_and_time() -> None:
 
 
 def test_what_is_no_cnn_is_refused() -> None:
-    with pytest.raises(RecipeError, match="no feature maps"):
-        create_model("vit_hybrid_vit_tiny_patch16_224", 3)
+    for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
+        with torch.device("meta"), pytest.raises(RecipeError, match="no feature maps"):
+            create_model(f"vit_hybrid_{name}", 3)
     with pytest.raises(RecipeError, match="timm has no model 'nothing'"):
         create_model("vit_hybrid_nothing", 3)
