@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, Record
+from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, HeadAccuracy, Record
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.console import PIPE_WIDTH
 
@@ -156,6 +156,7 @@ def legend(records: list[Record]) -> list[str]:
     for note in dict.fromkeys(n for r in records for n in r.notes if n.startswith(NO_ACCURACY)):
         lines.append(f"{note[0].upper()}{note[1:]}.")
     lines += list(dict.fromkeys(accuracy_line(r.accuracy, r.views) for r in records if r.accuracy))
+    lines += list(dict.fromkeys(heads_line(r.label, r.accuracy.heads) for r in records if r.accuracy and r.accuracy.heads))
     if any(r.energy_mj for r in records):
         lines.append("W: mean of the device's own readings while it ran; mJ: of a clip (stream: a frame), W over clips/s.")
     lines += agreement_line(records)
@@ -185,6 +186,12 @@ def accuracy_line(accuracy: Accuracy, views: str) -> str:
     left_out = f"; {accuracy.broken} broken left out" if accuracy.broken else ""
     left_out += f"; {accuracy.unknown} of classes that the artefact does not know left out" if accuracy.unknown else ""
     return f"Accuracy: {accuracy.n} clips of {accuracy.data}, views={views}, 95 % Wilson interval{left_out}."
+
+
+def heads_line(label: str, heads: Mapping[str, HeadAccuracy]) -> str:
+    """The table has room for the first head only."""
+    shares = (f"{head} {100 * accuracy.top1:.1f} / {100 * accuracy.top5:.1f}" for head, accuracy in heads.items())
+    return f"Each head of {label}, top-1 / top-5 %: {', '.join(shares)}."
 
 
 def device_line(record: Record) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dtkd_edge.benchmarks.compare import compare, compare_files
-from dtkd_edge.benchmarks.record import Accuracy, Device, Latency, Record, write_records
+from dtkd_edge.benchmarks.record import Accuracy, Device, HeadAccuracy, Latency, Record, write_records
+from dtkd_edge.benchmarks.report import legend
 from dtkd_edge.benchmarks.statistics import wilson
 from dtkd_edge.errors import InputError, VerificationError
 
@@ -110,3 +111,12 @@ def test_files_and_exit_codes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dtkd_edge", "bench", "--compare", str(old), str(slow)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "REGRESSION" in done.stdout and "error: 1 regression" in done.stderr
+
+
+def test_each_head_is_said_below_the_table() -> None:
+    one = row(10)
+    assert one.accuracy is not None and not any("Each head" in line for line in legend([one]))
+    heads = {"verb": HeadAccuracy(top1=0.625, top5=0.9), "noun": HeadAccuracy(top1=0.5, top5=0.75)}
+    two = one.model_copy(update={"accuracy": one.accuracy.model_copy(update={"heads": heads})})
+    lines = [line for line in legend([two, two]) if line.startswith("Each head")]
+    assert lines == ["Each head of quick/onnx-fp32, top-1 / top-5 %: verb 62.5 / 90.0, noun 50.0 / 75.0."]
