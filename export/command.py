@@ -266,7 +266,7 @@ def _check_reference(reference: Backend, golden: verify.Golden) -> None:
     part = verify.compare(reference, golden, "fp32")
     if not part.passed:
         raise VerificationError(
-            f"the traced float32 graph is off by {part.max_abs:.2g}, {part.tolerance:.2g} is allowed", "report this"
+            f"the traced float32 graph is off by {part.max_abs:.3g}, {part.tolerance:.3g} is allowed", "report this"
         )
 
 
@@ -407,7 +407,7 @@ def _refuse(
             "use a float --precision, or allow more with --max-drop; the artefact is kept and marked",
         )
     what = (
-        f"max error {part.max_abs:.2g} where {part.tolerance:.2g} is allowed"
+        f"max error {part.max_abs:.3g} where {part.tolerance:.3g} is allowed"
         if part.max_abs > part.tolerance >= 0
         else f"only {part.top1_agreement:.1%} of the top-1 labels stay"
     )

@@ -41,7 +41,8 @@ def register(name: str, roles: tuple[Role, ...], about: str) -> Callable[[Build]
 def entries() -> list[Entry]:
     for module in MODULES:
         importlib.import_module(f"dtkd_edge.models.{module}")
-    return list(_entries.values())
+    # In the order of MODULES, whichever of them somebody imported first.
+    return sorted(_entries.values(), key=lambda entry: MODULES.index(entry.build.__module__.rpartition(".")[2]))
 
 
 def list_models() -> list[str]:

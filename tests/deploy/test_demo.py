@@ -142,11 +142,11 @@ def test_the_window(onnx_artifact: Path, tmp_path: Path) -> None:
     process = subprocess.Popen([*command, *map(str, QUICK)], stderr=subprocess.PIPE, text=True, env=shown)
     try:
         deadline, green = time.monotonic() + 60, 0
-        while green < 50 and time.monotonic() < deadline:
+        while green < 50 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
             pixels = np.frombuffer((tmp_path / "Xvfb_screen0").read_bytes()[-640 * 480 * 4 :], np.uint8).reshape(-1, 4)
             green = int((np.abs(pixels[:, 2::-1].astype(int) - overlay.GREEN) < 8).all(1).sum())
-        assert green >= 50 and process.poll() is None
+        assert green >= 50 and process.poll() is None, process.communicate()[1] if process.poll() is not None else green
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:

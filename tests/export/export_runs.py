@@ -59,9 +59,11 @@ def make_card(model: VideoModel, labels: dict[str, list[str]], options: dict | N
     )  # fmt: skip
 
 
-def write_run(folder: Path, root: Path, name: str = "tsm_tiny", size: int = 48, **options: object) -> Path:
+def write_run(
+    folder: Path, root: Path, name: str = "tsm_tiny", size: int = 48, frames: int | None = None, **options: object
+) -> Path:
     torch.manual_seed(0)
-    model = trained(create_model(name, len(CLASSES), size=size, **options))
+    model = trained(create_model(name, len(CLASSES), size=size, frames=frames, **options))
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "student", model, make_card(model, {"action": list(CLASSES)}, dict(options)))
     text = f"name: {folder.name}\ndata: {{kind: folder, root: {root}}}\nstudent: {{model: {name}, size: {size}}}\n"

@@ -150,7 +150,7 @@ def test_a_graph_that_computes_something_else_is_refused_and_kept(
     from dtkd_edge.export import graph
 
     monkeypatch.setattr(graph.EdgeGraph, "forward", lambda self, frames: tuple(
-        self.student(frames.float().permute(0, 4, 1, 2, 3) * self.scale[:, None]).values()))  # fmt: skip
+        self.student(frames.float().permute(0, 4, 1, 2, 3) * self.edge.scale[:, None]).values()))  # fmt: skip
     with pytest.raises(VerificationError, match="max error") as caught:
         export(run, target="onnx", out=tmp_path / "wrong")
     assert caught.value.exit_code == 5

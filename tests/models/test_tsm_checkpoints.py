@@ -108,12 +108,13 @@ def test_a_published_tsm_loads_whole(theirs, ours, rename, layout, known, tmp_pa
     torch.save({"state_dict": published, "epoch": 50}, tmp_path / "tsm.pth")
     model = create_model(f"tsm_{ours}", 400, frames=2, size=64)
     report = load_weights(model, str(tmp_path / "tsm.pth"))
+    model, expected = model.double(), expected.double()
     assert report is not None and report.layout == layout
     assert not report.missing and not report.unexpected and not report.head_replaced
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.inference_mode():
         logits = without_shifts(model)(images.transpose(0, 1)[None])["action"]
-        torch.testing.assert_close(logits[0], expected(images).mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[0], expected(images).mean(0), atol=1e-9, rtol=1e-9)
 
 
 def test_a_published_classifier_has_no_place_among_two_heads(tmp_path: Path) -> None:
