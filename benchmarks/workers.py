@@ -1,10 +1,12 @@
 """The training loader with W threads against one bare decoder, and whether its memory stays flat.
 
-    python -m dtkd_edge.benchmarks.workers FOLDER [--workers 2] [--clips 400] [--repeats 5] [--size 224] [--frames 8]
+    python -m dtkd_edge.benchmarks.workers FOLDER [--workers 2] [--clips 400] [--repeats 5] [--size 224] [--frames 8] [--evaluation]
 
-FOLDER is what kind `folder` reads. Blocks alternate: one thread that only decodes the sampled frames (decord), and the loader as
-evaluation uses it (decode, sample, resize, crop, collate), nothing kept in memory. Clips are taken round and round. Printed are
-clips per second, the loader's as a share of W bare decoders, and the process's memory after each tenth of all that it read.
+FOLDER is what kind `folder` reads. Blocks alternate: one thread that only decodes the sampled frames (decord), W such threads,
+and the loader as training uses it (decode, sample, scale, random crop, collate) or, if so asked, as evaluation does; nothing
+is kept in memory. Clips are taken round and round. Printed are clips per second, the loader's as a share of W bare decoders
+(and of W that really run beside each other, which is what the machine can do), and the process's memory after each tenth of all
+that it read.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +34,18 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def bare(clips: Catalogue, sampling: Sampling) -> float:
-    """Seconds that one thread takes to decode the sampled frames of all clips."""
+def bare(clips: Catalogue, sampling: Sampling, threads: int = 1) -> float:
+    """Seconds that so many threads take to decode the sampled frames of all clips."""
     import decord
 
-    began = time.perf_counter()
-    for index in range(len(clips)):
+    def decode(index: int) -> None:
         reader = decord.VideoReader(str(clips.path(index)), num_threads=1)
         reader.get_batch(np.unique(sampling.indices(len(reader)))).asnumpy()
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(decode, range(len(clips))):
+            pass
     return time.perf_counter() - began
 
 
@@ -58,32 +65,42 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--resize-short", type=int, default=256)
     parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--evaluation", action="store_true", help="the loader of evaluation: centre crop, by Pillow")
     options = parser.parse_args()
     import decord
 
     from dtkd_edge.data.catalogue import open_split
     from dtkd_edge.data.dataset import ClipDataset, make_loader
-    from dtkd_edge.recipe import data_at
+    from dtkd_edge.recipe import AugmentConfig, data_at
 
     decord.logging.set_level(decord.logging.QUIET)
     whole = open_split(data_at(options.folder), "train")
     clips = whole.subset(np.arange(options.clips) % len(whole))
     sampling = Sampling(frames=options.frames)
     data = ClipDataset(
-        clips, sampling=sampling, size=options.size, resize_short=options.resize_short, augment=None, seed=0, cache_mb=0
+        clips,
+        sampling=sampling,
+        size=options.size,
+        resize_short=options.resize_short,
+        augment=None if options.evaluation else AugmentConfig(),
+        seed=0,
+        cache_mb=0,
     )
-    loader = make_loader(data, 8, train=False, workers=options.workers, seed=0)
+    loader = make_loader(data, 8, train=not options.evaluation, workers=options.workers, seed=0)
     bare(clips.subset(np.arange(min(16, len(clips)))), sampling)  # warm up
-    rates, memory = [], []
+    count, seconds, memory = options.workers, [], []
     for _ in range(options.repeats):
-        rates.append((len(clips) / bare(clips, sampling), len(clips) / loaded(loader)))
+        seconds.append((bare(clips, sampling), bare(clips, sampling, count), loaded(loader)))
         memory.append(resident())
-    one, many = np.median(np.array(rates), axis=0)
-    shares = np.array([fast / (options.workers * slow) for slow, fast in rates])
+    times = np.array(seconds)
     print(f"{options.repeats} × {len(clips)} clips, {options.frames} frames each, {options.size} pixels")
-    print(f"one bare decoder   {one:8.2f} clips/s")
-    print(f"{options.workers} workers          {many:8.2f} clips/s")
-    print(f"share of {options.workers} × bare  {np.median(shares):8.3f}   ({shares.min():.3f} to {shares.max():.3f})")
+    for name, taken in zip(("one bare decoder", f"{count} bare decoders", f"{count} workers"), times.T, strict=True):
+        print(f"{name:24s}{len(clips) / np.median(taken):8.2f} clips/s")
+    for name, share in (
+        (f"workers / {count} × one bare", times[:, 0] / count / times[:, 2]),
+        (f"workers / {count} bare ones", times[:, 1] / times[:, 2]),
+    ):
+        print(f"{name:24s}{np.median(share):8.3f}   ({share.min():.3f} to {share.max():.3f})")
     tenths = memory if len(memory) <= 10 else [memory[int(i)] for i in np.linspace(0, len(memory) - 1, 10)]
     print(f"memory, MB, over {options.repeats * len(clips)} clips: " + " ".join(f"{value:.0f}" for value in tenths))
 

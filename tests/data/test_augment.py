@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_videos import pattern
+from PIL import Image
 
-from dtkd_edge.data.augment import augment, color_jitter, random_crop, shrink, working_side
+from dtkd_edge.data.augment import augment, color_jitter, random_crop, resize, shrink, working_side
 from dtkd_edge.data.rand_augment import FILL, OPERATIONS, STRENGTHS, rand_augment
 from dtkd_edge.recipe import AugmentConfig
 
@@ -22,6 +23,21 @@ def test_any_frame_size(height: int, width: int, size: int, seed: int, low: floa
     out = augment(np.stack([shrink(f, working_side(size, config)) for f in frames]), size, config, np.random.default_rng(seed))
     assert (out.shape, out.dtype) == ((2, size, size, 3), np.uint8)
     assert out.flags.c_contiguous
+
+
+@settings(max_examples=50, deadline=None)
+@given(*[st.integers(8, 90)] * 4, st.integers(1, 3), st.booleans(), st.integers(0, 9))
+def test_scaling_is_pillows_within_one_grey_level(
+    height: int, width: int, tall: int, wide: int, count: int, of_a_larger_one: bool, seed: int
+) -> None:
+    """Which is the deployed preprocessing's: a student must not see other pixels in training than on the device."""
+    frames = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    if of_a_larger_one:
+        frames = np.pad(frames, ((0, 0), (2, 5), (3, 4), (0, 0)))[:, 2:-5, 3:-4]
+    frames.flags.writeable = False  # as a decoder's are
+    theirs = np.stack([np.asarray(Image.fromarray(f).resize((wide, tall), Image.Resampling.BILINEAR)) for f in frames])
+    ours = resize(frames, (tall, wide))
+    assert ours.dtype == np.uint8 and np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_all_frames_of_a_clip_are_treated_alike() -> None:
