@@ -1,6 +1,7 @@
 """The training loader with W threads against one bare decoder, and whether its memory stays flat.
 
-    python -m dtkd_edge.benchmarks.workers FOLDER [--workers 2] [--clips 400] [--repeats 5] [--size 224] [--frames 8] [--evaluation]
+    python -m dtkd_edge.benchmarks.workers FOLDER [--workers 2] [--clips 400] [--repeats 5] [--size 224] [--frames 8]
+        [--evaluation]
 
 FOLDER is what kind `folder` reads. Blocks alternate: one thread that only decodes the sampled frames (decord), W such threads,
 and the loader as training uses it (decode, sample, scale, random crop, collate) or, if so asked, as evaluation does; nothing
