@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     from dtkd_edge.data.catalogue import open_split
-    from dtkd_edge.recipe import data_at
+    from dtkd_edge.recipe_reader import data_at
 
     source, packed = (open_split(data_at(folder), "train") for folder in (options.source, options.packed))
     if len(source) != len(packed):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge import recipe
+from dtkd_edge import recipe_reader
 from dtkd_edge.benchmarks.accuracy import Reference
 from dtkd_edge.benchmarks.answers import UNKNOWN
 from dtkd_edge.errors import DtkdEdgeError, UsageError
+from dtkd_edge.recipe import DataConfig
 
 if TYPE_CHECKING:
     from dtkd_edge.artifact import Artifact
@@ -35,17 +36,17 @@ def run_of(artifact: Path) -> Path | None:
     return run if (run / "recipe.yaml").is_file() else None
 
 
-def data_config(artifact: Path, data: Path | None, overrides: list[str]) -> recipe.DataConfig | None:
+def data_config(artifact: Path, data: Path | None, overrides: list[str]) -> DataConfig | None:
     """--data (a folder per class, or a csv list), or the run's own recipe; both changed by --set data.…; None: there is none."""
     for override in overrides:
         if not override.startswith("data."):
             raise UsageError(f"--set {override}: bench takes data.… only", "for example: --set data.root=videos")
     if data is not None:
-        return recipe.data_at(data, overrides)
+        return recipe_reader.data_at(data, overrides)
     run = run_of(artifact)
     if run is not None:
-        return recipe.load(run / "recipe.yaml", overrides).data
-    return recipe.data_section({}, overrides, "--set") if overrides else None
+        return recipe_reader.load(run / "recipe.yaml", overrides).data
+    return recipe_reader.data_section({}, overrides, "--set") if overrides else None
 
 
 def find_data(artifact: Path, data: Path | None, overrides: list[str]) -> tuple[Data | None, str]:

@@ -72,7 +72,8 @@ def main() -> None:
 
     from dtkd_edge.data.catalogue import open_split
     from dtkd_edge.data.dataset import ClipDataset, make_loader
-    from dtkd_edge.recipe import AugmentConfig, data_at
+    from dtkd_edge.recipe import AugmentConfig
+    from dtkd_edge.recipe_reader import data_at
 
     decord.logging.set_level(decord.logging.QUIET)
     whole = open_split(data_at(options.folder), "train")

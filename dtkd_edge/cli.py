@@ -46,7 +46,7 @@ def root(
 
 def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
     """Refuse a mistyped recipe at once, before torch is imported: that takes seconds."""
-    from dtkd_edge.recipe import load
+    from dtkd_edge.recipe_reader import load
 
     load(recipe, overrides or [])
 

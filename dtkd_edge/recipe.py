@@ -1,27 +1,20 @@
-"""Typed recipes: what one training does, read from YAML and changed by `--set a.b=value`. No torch.
+"""Typed recipes: every key of what one training does, with its range, default and meaning. No torch.
 
-A recipe is a file, or the name of one that ships in `dtkd_edge/recipes`. Every key is checked: an unknown key, a wrong type
-or a value out of range is a RecipeError that names the key.
+`recipe_reader` makes them out of YAML and of `--set a.b=value`; docs/recipes.md is generated from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dtkd_edge.errors import InputError, RecipeError
+from dtkd_edge.errors import RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
-
-# Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-
 
 _Side = Annotated[int, Field(ge=1, le=64)]
 
@@ -312,129 +305,3 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def shipped() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("dtkd_edge.recipes")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-
-
-def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a shipped recipe by name, or a YAML file by path; `overrides` are 'a.b=value' with a YAML value."""
-    text, where = _read(source)
-    try:
-        raw = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise RecipeError(f"{where}: not YAML: {' '.join(str(error).split())}", "mend the file") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{where}: expected keys and values at the top level", "see: dtkd-edge train --help")
-    overrides = list(overrides)
-    _drop_options_of_other_models(raw, overrides)
-    for override in overrides:
-        set_value(raw, override)
-    return parse(raw, where)
-
-
-def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str]) -> None:
-    """`--set student.model=x3d_s`: the options in a recipe are those of the model that it names, and no other's."""
-    teachers = raw.get("teachers")
-    sections = {"student": raw.get("student")}
-    if isinstance(teachers, dict):
-        sections |= {f"teachers.{name}": section for name, section in teachers.items()}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        section = sections.get(key.strip().removesuffix(".model"))
-        if key.strip().endswith(".model") and isinstance(section, dict) and section.get("model") != value.strip():
-            section.pop("options", None)
-
-
-def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
-    try:
-        return Recipe.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "recipe"
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(_keys_beside(first["loc"])) or "none"
-            raise RecipeError(f"{where}: unknown key {key}", f"known keys there: {known}") from error
-        given = first["input"] if isinstance(first["input"], (str, int, float, bool, list)) else "…"
-        message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{where}: {key}: {message} (given: {given!r})", "correct that value, or --set it") from error
-
-
-def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:
-    """A data section without a recipe around it, changed by `data.a=value` overrides."""
-    raw: dict[str, Any] = {"name": "data", "student": {"model": "none"}, "data": dict(own)}
-    for override in overrides:
-        set_value(raw, override)
-    return parse(raw, where).data
-
-
-def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
-    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list that is all validation."""
-    if not path.exists():
-        raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
-    own: dict[str, Any] = {"kind": "folder", "root": path}
-    if path.is_file():
-        own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
-    return data_section(own, overrides, "--data")
-
-
-def text_of(source: str | Path) -> str:
-    """A recipe as it stands in its file, comments and all."""
-    return _read(source)[0]
-
-
-def _read(source: str | Path) -> tuple[str, str]:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise RecipeError(f"{path}: no such recipe file", f"shipped recipes: {', '.join(shipped())}")
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path}: not readable: {error}", "check the file") from error
-    if str(source) not in shipped():
-        raise RecipeError(f"{source}: no recipe of that name", f"shipped recipes: {', '.join(shipped())}")
-    return resources.files("dtkd_edge.recipes").joinpath(f"{source}.yaml").read_text(encoding="utf-8"), f"recipe {source}"
-
-
-def set_value(raw: dict[str, Any], override: str) -> None:
-    """Write 'a.b=value' into nested dictionaries; the value is YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {override}: expected a.b=value", "for example: --set train.epochs=10")
-    *parents, last = key.strip().split(".")
-    node = raw
-    for parent in parents:
-        child = node.get(parent)
-        if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {override}: {parent} is a value, not a section", "check the key")
-        node = child
-    try:
-        node[last] = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise RecipeError(f"--set {override}: the value is not YAML", "quote it") from error
-
-
-def differences(found: Any, wanted: Any, key: str = "") -> list[str]:
-    """'a.b = x, not y' for every value in which two recipes (as plain dictionaries) differ."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = dict.fromkeys([*found, *wanted])
-        return [d for k in keys for d in differences(found.get(k), wanted.get(k), f"{key}.{k}" if key else k)]
-    return [] if found == wanted else [f"{key} = {found}, not {wanted}"]
-
-
-def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section of an unknown key does have."""
-    section: type[BaseModel] | None = Recipe
-    for part in loc[:-1]:
-        field = section.model_fields.get(str(part)) if section else None
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return sorted(section.model_fields) if section else []

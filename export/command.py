@@ -34,7 +34,7 @@ from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import Gate, open_gate
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import check_place, sha256
-from dtkd_edge.recipe import load
+from dtkd_edge.recipe_reader import load
 from dtkd_edge.runs import find_run
 
 if TYPE_CHECKING:

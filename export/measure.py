@@ -30,7 +30,7 @@ from dtkd_edge.exits import reported
 from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import open_gate
 from dtkd_edge.export.targets import Request
-from dtkd_edge.recipe import load
+from dtkd_edge.recipe_reader import load
 
 CALLS = 3  # timed calls of one turn, after one that is not
 

@@ -58,10 +58,10 @@ def install(environment: Path, *what: object) -> None:
 LOOK = """
 import importlib, pathlib, sys
 import dtkd_edge, dtkd_edge.export, dtkd_edge.deploy.backends, dtkd_edge.benchmarks
-from dtkd_edge import recipe
-assert recipe.shipped() == {recipes!r}, recipe.shipped()
-for name in recipe.shipped():
-    recipe.load(name)
+from dtkd_edge import recipe_reader
+assert recipe_reader.shipped() == {recipes!r}, recipe_reader.shipped()
+for name in recipe_reader.shipped():
+    recipe_reader.load(name)
 for name in ("export", "deploy", "benchmarks"):
     try:
         importlib.import_module(name)

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtkd_edge import recipe, recipe_page
+from dtkd_edge import recipe_page, recipe_reader
 from dtkd_edge.errors import RecipeError
 
 SMALL = {"name": "small", "student": {"model": "tsm_tiny"}}
@@ -23,19 +23,19 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", recipe_reader.shipped())
 def test_every_shipped_recipe_parses_and_comes_back(name: str, tmp_path: Path) -> None:
-    loaded = recipe.load(name)
+    loaded = recipe_reader.load(name)
     again = tmp_path / "again.yaml"
     again.write_text(loaded.to_yaml(), encoding="utf-8")
-    assert recipe.load(again) == loaded
-    assert recipe.load(name, ["seed=7"]).seed == 7
+    assert recipe_reader.load(again) == loaded
+    assert recipe_reader.load(name, ["seed=7"]).seed == 7
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", recipe_reader.shipped())
 def test_every_shipped_recipe_names_models_that_exist(name: str) -> None:
     models = pytest.importorskip("dtkd_edge.models", reason="needs torch")
-    loaded = recipe.load(name)
+    loaded = recipe_reader.load(name)
     teachers = [t for t in (loaded.teachers.cnn, loaded.teachers.vit) if t]
     for model in [loaded.student, *teachers]:
         assert any(fnmatch.fnmatchcase(model.model, known) for known in models.list_models())  # a family is 'tsm_*'
@@ -48,12 +48,12 @@ LIGHTEST = ["student.model=tsm_mobilenetv2_100", "student.stride=8"]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
-    [*((name, []) for name in recipe.shipped()), ("hmdb51", SLOWFAST), ("epic100", SLOWFAST), ("hmdb51", LIGHTEST)],
+    [*((name, []) for name in recipe_reader.shipped()), ("hmdb51", SLOWFAST), ("epic100", SLOWFAST), ("hmdb51", LIGHTEST)],
 )
 def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path) -> None:
     phases = pytest.importorskip("dtkd_edge.train.phases", reason="needs torch")
-    assert all(override in recipe.text_of(name) for override in more)
-    loaded = recipe.load(name, more)
+    assert all(override in recipe_reader.text_of(name) for override in more)
+    loaded = recipe_reader.load(name, more)
     published = []
     for model in (loaded.student, loaded.teachers.cnn, loaded.teachers.vit):
         if model is not None and model.weights != "none":  # where they lie needs a network; that they are known does not
@@ -89,7 +89,7 @@ def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path)
 def test_a_wrong_value_is_named(path: Path, key: str, value: str, said: str) -> None:
     base = ["teachers.cnn.model=tsm_tiny"] if key.startswith("teachers") else []
     with pytest.raises(RecipeError) as caught:
-        recipe.load(path, [*base, f"{key}={value}"])
+        recipe_reader.load(path, [*base, f"{key}={value}"])
     assert said in caught.value.message
     assert caught.value.hint
     assert "\n" not in str(caught.value)
@@ -97,16 +97,16 @@ def test_a_wrong_value_is_named(path: Path, key: str, value: str, said: str) -> 
 
 def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe.load(path, ["data.frames=8"])
+        recipe_reader.load(path, ["data.frames=8"])
     assert "frame_size" in caught.value.hint
     with pytest.raises(RecipeError) as caught:
-        recipe.load(path, ["teachers.cnn.model=x", "teachers.cnn.trane.epochs=8"])
+        recipe_reader.load(path, ["teachers.cnn.model=x", "teachers.cnn.trane.epochs=8"])
     assert caught.value.message.endswith("unknown key teachers.cnn.trane")
     assert "weights" in caught.value.hint
 
 
 def test_set_reads_yaml_values_and_goes_deep(path: Path) -> None:
-    loaded = recipe.load(
+    loaded = recipe_reader.load(
         path,
         [
             "train.lr=1e-3",
@@ -122,8 +122,8 @@ def test_set_reads_yaml_values_and_goes_deep(path: Path) -> None:
     assert loaded.student.options == {"width": 2}
     assert loaded.teachers.cnn is not None
     assert loaded.teachers.cnn.model == "tsm_tiny"
-    assert recipe.load(path, ["data.root=null"]).data.root is None
-    assert recipe.load(path, ["seed=1", "seed=2"]).seed == 2
+    assert recipe_reader.load(path, ["data.root=null"]).data.root is None
+    assert recipe_reader.load(path, ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_set_reads_yaml_values_and_goes_deep(path: Path) -> None:
 )
 def test_a_malformed_override_is_named(path: Path, override: str) -> None:
     with pytest.raises(RecipeError):
-        recipe.load(path, ["seed=0", override])
+        recipe_reader.load(path, ["seed=0", override])
 
 
 @pytest.mark.parametrize(
@@ -153,21 +153,21 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError, match=said) as caught:
-        recipe.load(path)
+        recipe_reader.load(path)
     assert str(path) in caught.value.message
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no such recipe file"):
-        recipe.load(tmp_path / "nowhere.yaml")
+        recipe_reader.load(tmp_path / "nowhere.yaml")
     with pytest.raises(RecipeError, match="no recipe of that name"):
-        recipe.load("nowhere")
+        recipe_reader.load("nowhere")
     (tmp_path / "video.yaml").write_bytes(b"\x00\xff\xfe")
     with pytest.raises(RecipeError, match="not readable"):
-        recipe.load(tmp_path / "video.yaml")
+        recipe_reader.load(tmp_path / "video.yaml")
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(RecipeError, match="no such recipe file"):
-        recipe.load(tmp_path / "folder.yaml")
+        recipe_reader.load(tmp_path / "folder.yaml")
 
 
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"#%@,. \n\t0123456789x_eé\x00", max_size=60))
@@ -178,7 +178,7 @@ def test_any_text_is_read_or_refused_clearly(text: str) -> None:
         path = Path(folder, "recipe.yaml")
         path.write_text(text, encoding="utf-8")
         try:
-            recipe.load(path)
+            recipe_reader.load(path)
         except RecipeError as error:
             assert "\n" not in error.message
 
@@ -187,24 +187,24 @@ def test_any_text_is_read_or_refused_clearly(text: str) -> None:
 def test_any_override_is_applied_or_refused_clearly(key: str, value: str) -> None:
     raw = {"name": "small", "student": {"model": "tsm_tiny"}}
     try:
-        recipe.set_value(raw, f"{key}={value}")
-        recipe.parse(raw)
+        recipe_reader.set_value(raw, f"{key}={value}")
+        recipe_reader.parse(raw)
     except RecipeError:
         pass
 
 
 def test_another_model_does_not_inherit_the_options_of_the_recipes_own() -> None:
-    own = recipe.load("folder")
+    own = recipe_reader.load("folder")
     assert own.student.options and own.teachers.cnn is not None and own.teachers.cnn.options
-    assert recipe.load("folder", [f"student.model={own.student.model}"]) == own
-    other = recipe.load("folder", ["student.model=x3d_s", "student.options.dropout=0.2"])
+    assert recipe_reader.load("folder", [f"student.model={own.student.model}"]) == own
+    other = recipe_reader.load("folder", ["student.model=x3d_s", "student.options.dropout=0.2"])
     assert other.student.options == {"dropout": 0.2} and other.teachers == own.teachers
-    teacher = recipe.load("folder", ["teachers.cnn.model=x3d_m"]).teachers.cnn
+    teacher = recipe_reader.load("folder", ["teachers.cnn.model=x3d_m"]).teachers.cnn
     assert teacher is not None and teacher.options == {} and teacher.train == own.teachers.cnn.train
 
 
 def test_preprocess_follows_the_recipe(path: Path) -> None:
-    loaded = recipe.load(path, ["data.eval_crop=0.875", "data.sampling=dense"])
+    loaded = recipe_reader.load(path, ["data.eval_crop=0.875", "data.sampling=dense"])
     wanted = loaded.preprocess(frames=16, size=112, stride=4)
     assert (wanted.resize_short, wanted.crop) == (128, 112)
     assert (wanted.sampling.kind, wanted.sampling.frames, wanted.sampling.stride) == ("dense", 16, 4)
@@ -223,8 +223,8 @@ def test_the_page_in_docs_names_every_key() -> None:
         inner = [keys(value) for value in section.values() if isinstance(value, dict)]
         return set(section).union(*inner)
 
-    known = keys(recipe.load("folder").model_dump()) - set(recipe.load("folder").student.options)
-    own = set(recipe.load("folder").teachers.cnn.options)  # type: ignore[union-attr]
+    known = keys(recipe_reader.load("folder").model_dump()) - set(recipe_reader.load("folder").student.options)
+    own = set(recipe_reader.load("folder").teachers.cnn.options)  # type: ignore[union-attr]
     opened = {part for path, _ in recipe_page.sections() for place in path.split(", ") for part in place.split(".")}
     assert all(f"| `{key}` |" in page for key in known - own - opened)
 
@@ -235,8 +235,8 @@ def test_a_recipe_can_be_taken_from_the_command_line_and_changed(
     done = dtkd_edge("recipes", "folder")
     assert done.returncode == 0 and done.stdout.startswith("# Your own clips")
     (tmp_path / "mine.yaml").write_text(done.stdout, encoding="utf-8")
-    assert recipe.load(tmp_path / "mine.yaml") == recipe.load("folder")
+    assert recipe_reader.load(tmp_path / "mine.yaml") == recipe_reader.load("folder")
     table = dtkd_edge("recipes").stdout
-    assert all(name in table for name in recipe.shipped())
+    assert all(name in table for name in recipe_reader.shipped())
     wrong = dtkd_edge("recipes", "foldr")
     assert wrong.returncode == 3 and "no recipe of that name" in wrong.stderr and "folder" in wrong.stderr

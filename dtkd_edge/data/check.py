@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dtkd_edge import recipe
+from dtkd_edge import recipe_reader
 from dtkd_edge.console import print_table, progress, say, write_result
 from dtkd_edge.data.catalogue import SETS, Catalogue, Clip, open_split
 from dtkd_edge.errors import DataError, UsageError, VideoError
@@ -199,9 +199,9 @@ def _journal(config: DataConfig) -> Iterator[_Journal]:
 
 def data_config(source: str, overrides: list[str]) -> DataConfig:
     """The data section of a recipe. Where no recipe has that name, the kind of a data set stands for its defaults."""
-    if source not in SETS or source in recipe.shipped() or Path(source).is_file():
-        return recipe.load(source, overrides).data
-    return recipe.data_section({"kind": source}, overrides, source)
+    if source not in SETS or source in recipe_reader.shipped() or Path(source).is_file():
+        return recipe_reader.load(source, overrides).data
+    return recipe_reader.data_section({"kind": source}, overrides, source)
 
 
 def _read_all(side: str, catalogue: Catalogue, journal: _Journal) -> dict[str, Read]:

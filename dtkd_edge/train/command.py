@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 import dtkd_edge
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.distill.methods import find_method, needed_teachers
 from dtkd_edge.errors import DtkdEdgeError, RecipeError, UsageError

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import progress
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import print_table, say
 from dtkd_edge.errors import RecipeError, UsageError
 from dtkd_edge.files import write_json

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json

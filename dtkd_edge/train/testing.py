@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import MANIFEST, Artifact
 from dtkd_edge.console import progress, say
 from dtkd_edge.data.catalogue import Catalogue, open_split

@@ -15,7 +15,7 @@ import official_trees as trees
 import pytest
 import torch
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.data.pack import Settings
 from dtkd_edge.data.pack_shards import pack_shards

@@ -13,7 +13,7 @@ import pytest
 import torch
 from train_cases import run_cli, with_sets
 
-from dtkd_edge import recipe as recipes
+from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.data.catalogue import Catalogue, open_split
 from dtkd_edge.data.dataset import ClipDataset
 from dtkd_edge.distill.task import DistillationTask

@@ -11,7 +11,7 @@ import pytest
 
 from dtkd_edge.errors import UsageError
 from dtkd_edge.files import write_json
-from dtkd_edge.recipe import load
+from dtkd_edge.recipe_reader import load
 from dtkd_edge.train.compare import compare, seed_numbers, settings, spread, summarise, table
 from dtkd_edge.train.compare_report import compare_page, csv_text
 
