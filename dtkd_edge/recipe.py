@@ -259,7 +259,6 @@ class DistillConfig(_Section):
     align: float = Field(4.0, ge=0, description="of features: align, fitnet-*, ca-mkd")
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
-    cooldown: float = Field(0.0, ge=0, lt=1, description="share of the steps, the last, in which terms on features fall to 0")
     weights: DatwConfig = Field(default_factory=DatwConfig)
     branch: SddConfig = Field(default_factory=SddConfig)
     relation: RkdConfig = Field(default_factory=RkdConfig)

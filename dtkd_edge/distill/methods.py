@@ -17,8 +17,6 @@ BOTH = frozenset({"cnn", "vit"})
 
 # Terms whose weight rises from 0 during distill.warmup: features and relations of a student that knows nothing yet are noise.
 RAMPED = frozenset({"sdd", "align", "rkd", "dkd", "feature", "fitnet-vit", "fitnet-cnn"})
-# Terms whose weight falls to 0 during distill.cooldown: those on features, which a small student pays for in capacity.
-FADING = frozenset({"sdd", "align", "feature", "fitnet-vit", "fitnet-cnn"})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
 from dtkd_edge.distill.methods import (
-    FADING,
     RAMPED,
     find_method,
     needed_teachers,
@@ -172,7 +171,7 @@ class DistillationTask(nn.Module):
 
         frames: uint8 RGB `[B, T, H, W, 3]`; labels: `{head: long [B]}`; taught: the teachers' outputs, where a cache has them;
         shared: of mixed clips, the labels of the other clip in each, and the share in [0, 1] that `labels` keep of cross-entropy;
-        progress: share of the training done, in [0, 1], by which the ramped terms rise and the fading ones fall.
+        progress: share of the training done, in [0, 1], by which the ramped terms rise.
 
         Returns `loss` (scalar), `output` (`{head: logits}`), `terms` (name → detached, unweighted scalar), `omega` (`[B, k]`,
         mean over heads, columns cnn, vit, where the method weighs teachers per sample, else None) and `residual_var` (the
@@ -189,9 +188,9 @@ class DistillationTask(nn.Module):
         feature_terms, residual_var = self._feature_terms(features, taught, omega)
         terms.update(feature_terms)
 
-        rise, fall = self._ramps(progress)
-        scale = {name: (rise if name in RAMPED else 1.0) * (fall if name in FADING else 1.0) for name in terms}
-        loss = sum(self.weights[name] * scale[name] * value for name, value in terms.items())
+        warmup = self.config.warmup
+        ramp = min(max(progress, 0.0) / warmup, 1.0) if warmup > 0 else 1.0
+        loss = sum(self.weights[name] * (ramp if name in RAMPED else 1.0) * value for name, value in terms.items())
         return {
             "loss": loss,
             "output": output,
@@ -199,14 +198,6 @@ class DistillationTask(nn.Module):
             "omega": omega,
             "residual_var": residual_var,
         }
-
-    def _ramps(self, progress: float) -> tuple[float, float]:
-        """The factors in [0, 1] of the terms that rise in the warm-up, and of those that fall in the cool-down."""
-        progress = min(max(progress, 0.0), 1.0)
-        warmup, cooldown = self.config.warmup, self.config.cooldown
-        rise = min(progress / warmup, 1.0) if warmup > 0 else 1.0
-        fall = min((1.0 - progress) / cooldown, 1.0) if cooldown > 0 else 1.0
-        return rise, fall
 
     def _logit_terms(
         self,

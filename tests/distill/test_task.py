@@ -191,20 +191,6 @@ def test_the_ramp_raises_features_and_relations_from_zero():
     assert at_once(*batch(), progress=0.0)["loss"].isfinite()
 
 
-def test_the_cool_down_takes_the_features_away_and_leaves_labels_logits_and_relations():
-    task = DistillationTask(student(dropout=0.0), teachers(), config(warmup=0.5, cooldown=0.5))
-    frames, labels = batch()
-    taught = task.teach(frames)
-    features = {"sdd", "align"}
-    for progress, rise, fall in [(0.25, 0.5, 1.0), (0.5, 1.0, 1.0), (0.75, 1.0, 0.5), (1.0, 1.0, 0.0)]:
-        out = task(frames, labels, taught=taught, progress=progress)
-        factor = {**dict.fromkeys(features, rise * fall), "rkd": rise, "ce": 1.0, "kd": 1.0}
-        expected = sum(task.weights[name] * factor[name] * value for name, value in out["terms"].items())
-        assert out["loss"].item() == pytest.approx(float(expected), rel=1e-5)
-    out["loss"].backward()  # at 0 the branch still takes part: processes that wait for its gradients do not wait for ever
-    assert all(p.grad is not None for p in task.parameters())
-
-
 def test_controls_change_only_what_the_branch_predicts():
     frames, labels = batch()
     seen = {}
