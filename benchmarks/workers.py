@@ -1,13 +1,13 @@
 """The training loader with W threads against one bare decoder, and whether its memory stays flat.
 
     python -m dtkd_edge.benchmarks.workers FOLDER [--workers 2] [--clips 400] [--repeats 5] [--size 224] [--frames 8]
-        [--evaluation]
+        [--evaluation] [--soak 10000]
 
 FOLDER is what kind `folder` reads. Blocks alternate: one thread that only decodes the sampled frames (decord), W such threads,
 and the loader as training uses it (decode, sample, scale, random crop, collate) or, if so asked, as evaluation does; nothing
 is kept in memory. Clips are taken round and round. Printed are clips per second, the loader's as a share of W bare decoders
-(and of W that really run beside each other, which is what the machine can do), and the process's memory after each tenth of all
-that it read.
+(and of W that really run beside each other, which is what the machine can do). --soak N: the loader alone reads N clips, and the
+process's memory is printed after each tenth of them; no other figure is taken then.
 """
 
 from __future__ import annotations
@@ -57,6 +57,19 @@ def loaded(loader: Loader) -> float:
     return time.perf_counter() - began
 
 
+def soak(loader: Loader, clips: int) -> None:
+    """Read so many clips, the loader's round and round, and print the memory after each tenth."""
+    read, memory = 0, [resident()]
+    while read < clips:
+        for batch in loader:
+            read += len(batch["frames"])
+            if read >= clips * len(memory) / 10:
+                memory.append(resident())
+            if read >= clips:
+                break
+    print(f"memory, MB, before and after each tenth of {read} clips: " + " ".join(f"{value:.0f}" for value in memory))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -66,6 +79,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--resize-short", type=int, default=256)
     parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--soak", type=int, metavar="N", help="only read N clips and watch the memory")
     parser.add_argument("--evaluation", action="store_true", help="the loader of evaluation: centre crop, by Pillow")
     options = parser.parse_args()
     import decord
@@ -90,10 +104,11 @@ def main() -> None:
     )
     loader = make_loader(data, 8, train=not options.evaluation, workers=options.workers, seed=0)
     bare(clips.subset(np.arange(min(16, len(clips)))), sampling)  # warm up
-    count, seconds, memory = options.workers, [], []
+    if options.soak:
+        return soak(loader, options.soak)
+    count, seconds = options.workers, []
     for _ in range(options.repeats):
         seconds.append((bare(clips, sampling), bare(clips, sampling, count), loaded(loader)))
-        memory.append(resident())
     times = np.array(seconds)
     print(f"{options.repeats} × {len(clips)} clips, {options.frames} frames each, {options.size} pixels")
     for name, taken in zip(("one bare decoder", f"{count} bare decoders", f"{count} workers"), times.T, strict=True):
@@ -103,8 +118,6 @@ def main() -> None:
         (f"workers / {count} bare ones", times[:, 1] / times[:, 2]),
     ):
         print(f"{name:24s}{np.median(share):8.3f}   ({share.min():.3f} to {share.max():.3f})")
-    tenths = memory if len(memory) <= 10 else [memory[int(i)] for i in np.linspace(0, len(memory) - 1, 10)]
-    print(f"memory, MB, over {options.repeats * len(clips)} clips: " + " ".join(f"{value:.0f}" for value in tenths))
 
 
 if __name__ == "__main__":
