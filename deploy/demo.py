@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def _window(session: Session, *_: Any) -> Show:
     gui = [line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")]
     if any("NONE" in line for line in gui):
         raise MissingDependency("--view window: this OpenCV has no windows (headless)", f"use --view web; or {OPENCV_HOW}")
+    _systems_x11()
     title = "dtkd-edge (q ends it)"
 
     def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
@@ -207,6 +209,16 @@ def _window(session: Session, *_: Any) -> Show:
         cv2.destroyAllWindows()
 
     return show
+
+
+def _systems_x11() -> None:
+    """Load the system's libX11-xcb before Qt does its own.
+
+    OpenCV's wheels bring one that is older than today's libX11 and sets the owner of the events where that has another field. Xlib
+    then takes events from Qt now and then, on a busy machine the window's very first, and it stays black for good.
+    """
+    with suppress(OSError):
+        ctypes.CDLL("libX11-xcb.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
 _VIEWS: dict[str, Callable[..., Show]] = {"web": _web, "window": _window, "none": _none}
