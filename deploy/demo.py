@@ -214,8 +214,8 @@ def _window(session: Session, *_: Any) -> Show:
 def _systems_x11() -> None:
     """Load the system's libX11-xcb before Qt does its own.
 
-    OpenCV's wheels bring one that is older than today's libX11 and sets the owner of the events where that has another field. Xlib
-    then takes events from Qt now and then, on a busy machine the window's very first, and it stays black for good.
+    OpenCV's wheels bring one that is older than today's libX11 and sets the owner of the events where that has another field.
+    Xlib then takes events from Qt now and then, on a busy machine the window's very first, and it stays black for good.
     """
     with suppress(OSError):
         ctypes.CDLL("libX11-xcb.so.1", mode=ctypes.RTLD_GLOBAL)

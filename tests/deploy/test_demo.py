@@ -140,7 +140,7 @@ def test_the_window(onnx_artifact: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dtkd_edge", "demo", str(onnx_artifact), "--source", "pattern", "--view", "window"]
     shown = {**os.environ, "DISPLAY": f":{screen.stdout.readline().strip()}", "QT_LOGGING_RULES": "*=false"}
     process = subprocess.Popen([*command, *map(str, QUICK)], stderr=subprocess.DEVNULL, env=shown)
-    busy = "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end: pass"  # where events are lost, it is while others run
+    busy = "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end: pass"  # events were lost while others ran
     others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(4)]
     try:
         deadline, green = time.monotonic() + 60, 0
