@@ -216,6 +216,7 @@ class WebView:
                 self._sender = None
             for task in (sending, receiving):
                 task.cancel()
+            viewer.wake.set()  # before Python 3.12 `wait_for` may swallow the cancelling: then the loop ends by its condition
             with suppress(asyncio.CancelledError):  # when the server itself stops
                 await asyncio.gather(sending, receiving, return_exceptions=True)
             with suppress(Exception):
@@ -227,7 +228,7 @@ class WebView:
             await asyncio.wait_for(send, SLOW_S)
 
         try:
-            while True:
+            while viewer in self.viewers:
                 await viewer.wake.wait()
                 viewer.wake.clear()
                 if self.session.number != viewer.greeted:
@@ -251,7 +252,7 @@ class WebView:
 
         second, count = 0, 0
         with suppress(WebSocketDisconnect, RuntimeError):
-            while True:
+            while viewer in self.viewers:
                 message = await viewer.websocket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
