@@ -159,12 +159,13 @@ def _web(session: Session, stack: ExitStack, host: str, port: int, token: str | 
 def _none(session: Session, *_: Any) -> Show:
     """A line on standard error whenever the label changes, for services and pipes."""
     pipeline = session.pipeline
-    last: list[str | None] = [None]
+    last: list[list[str]] = [[]]
 
     def line(live: Live) -> None:
-        if live.label != last[0] or (live.ended and live.label is None):
-            last[0] = live.label
-            words = f"{live.label} {live.score:.0%}" if live.label else "-"
+        labels = [certain.label for certain in live.certain]
+        if labels != last[0] or (live.ends and not labels):
+            last[0] = labels
+            words = " · ".join(f"{certain.label} {certain.score:.0%}" for certain in live.certain) or "-"
             late = f"  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)"
             say(f"{live.time:8.2f} s  {words}{'' if pipeline.grabber.source.waits else late}")
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from deploy_cases import LABELS, write_mp4
+from deploy_cases import LABELS, write_colours, write_film, write_mp4
 
 from dtkd_edge.deploy import doctor, overlay, preflight
 from dtkd_edge.video import Video
@@ -61,6 +61,24 @@ def test_a_file_read_fast_is_read_whole_and_the_same_every_time(onnx_artifact: P
     assert len(recording) == 150 and recording.duration == pytest.approx(5.0, abs=0.1)
     last = recording.read([149])[0].astype(int)
     assert (last[..., 1] - last[..., 0] > 60).sum() > 30  # the label, in green, holds to the last frame
+
+
+def test_events_of_two_heads(tmp_path: Path) -> None:
+    """A verb and a noun hold side by side, each with events of its own, and lines, overlay and events say both."""
+    film = write_film(tmp_path / "film.mp4")
+    artifact, log, out = write_colours(tmp_path / "colours", heads=("verb", "noun")), tmp_path / "e.jsonl", tmp_path / "out.mp4"
+    options = ("--fast", "--view", "none", "--events", log, "--record", out, "--clip-seconds", 0.4, "--smoothing", 0)
+    process = demo(artifact, "--source", film, *options)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, said
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    by_head = {
+        head: [(e["label"], round(e["start"]), round(e["end"])) for e in events if e["head"] == head] for head in ("verb", "noun")
+    }
+    assert by_head == {"verb": [("red", 0, 3), ("green", 3, 6), ("blue", 6, 9)], "noun": [("warm", 0, 3), ("cold", 3, 9)]}
+    lines = re.findall(r" s  (\w+) \d+% · (\w+) \d+%$", said, re.M)
+    assert lines == [("red", "warm"), ("green", "warm"), ("green", "cold"), ("blue", "cold")]
+    assert len(Video(out)) == 90
 
 
 def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None:
