@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ def predict_all(
     classifier: Classifier, videos: list[Path], *, decoders: int = DECODERS
 ) -> Iterator[tuple[Path, Prediction | VideoError]]:
     """In the order given. At most a few clips are decoded ahead, so that memory does not grow with the list."""
-    with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool, core_taken():
+    beside = core_taken() if len(videos) > 1 else nullcontext()  # nothing runs beside the decoding of a single one
+    with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool, beside:
         ahead: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
         waiting = iter(videos)
 
