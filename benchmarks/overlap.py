@@ -1,16 +1,19 @@
 """How much of the slower of decoding and inference is left when `predict` does both over many videos.
 
-    python -m dtkd_edge.benchmarks.overlap ARTIFACT VIDEO|FOLDER … [--videos 64] [--repeats 7] [--device cpu] [--threads 1]
+    python -m dtkd_edge.benchmarks.overlap ARTIFACT VIDEO|FOLDER … [--videos 64] [--repeats 7] [--threads 1] [--decoders 1]
 
-Three ways over the same videos, in changing order: decoding alone (as many threads as `predict` has), inference alone on
-clips that are ready, and `predict`'s own loop. A repetition gives the ratio of the slower of the first two to the third: 1 is
-a perfect overlap. Printed are medians and the spread of the ratio.
+Three ways over the same videos, in changing order: decoding alone (with as many threads), inference alone on clips that are
+ready, and `predict`'s own loop. A repetition gives the ratio of the slower of the first two to the third: 1 is a perfect overlap.
+Printed are medians and the spread of the ratio, the cores that each took, and the limit of this machine: work that takes C
+seconds of CPU on N cores does not end before C / N, so where decoding and inference alone fill all cores, no overlap reaches 1.
+With --threads 1 --decoders 1 on two cores each has its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,14 +26,16 @@ from dtkd_edge.deploy.command import DECODERS, VIDEO_SUFFIXES, predict_all
 from dtkd_edge.errors import DataError
 from dtkd_edge.exits import reported
 
+Times = dict[str, list[tuple[float, float]]]  # of each repetition over all videos: seconds, and seconds of CPU
 
-def measure(classifier: Classifier, videos: list[Path], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each repetition over all videos: of 'decode', 'inference' and 'predict'."""
-    with ThreadPoolExecutor(DECODERS) as pool:
+
+def measure(classifier: Classifier, videos: list[Path], repeats: int, decoders: int = DECODERS) -> Times:
+    """Of 'decode', 'inference' and 'predict'."""
+    with ThreadPoolExecutor(decoders) as pool:
         ready = list(pool.map(classifier.read, videos))  # broken videos end it here, with their own error
 
     def decode() -> None:
-        with ThreadPoolExecutor(DECODERS) as pool:
+        with ThreadPoolExecutor(decoders) as pool:
             for _ in pool.map(classifier.read, videos):
                 pass
 
@@ -39,19 +44,29 @@ def measure(classifier: Classifier, videos: list[Path], repeats: int) -> dict[st
             classifier.predict_frames(clip)
 
     def both() -> None:
-        for _ in predict_all(classifier, videos):
+        for _ in predict_all(classifier, videos, decoders=decoders):
             pass
 
     work: dict[str, Callable[[], None]] = {"decode": decode, "inference": infer, "predict": both}
     infer()  # warm
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: Times = {name: [] for name in work}
     for turn in range(repeats):
         names = list(work)
         for name in names[turn % 3 :] + names[: turn % 3]:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             work[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start, time.process_time() - cpu))
     return seconds
+
+
+def limit(decode: tuple[float, float], inference: tuple[float, float], cores: int, videos: int) -> float:
+    """The most that a perfect overlap reaches of the slower, from (seconds, seconds of CPU) of each alone.
+
+    Nothing overlaps with the first clip's decoding, nor with the last one's inference.
+    """
+    slower = max(decode[0], inference[0])
+    edge = min(decode[0], inference[0]) / videos
+    return slower / max(slower + edge, (decode[1] + inference[1]) / cores)
 
 
 def find_videos(paths: Sequence[Path], most: int) -> list[Path]:
@@ -74,15 +89,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of the runtime; default: its own choice, as in predict")
+    parser.add_argument("--decoders", type=int, default=DECODERS, help="videos that are decoded at once; default: as in predict")
     asked = parser.parse_args(argv)
     videos = find_videos(asked.paths, asked.videos)
     with Classifier(Artifact.open(asked.artifact), device=asked.device, threads=asked.threads) as classifier:
-        seconds = measure(classifier, videos, asked.repeats)
+        seconds = measure(classifier, videos, asked.repeats, asked.decoders)
+    cores = len(os.sched_getaffinity(0))
     for name, times in seconds.items():
-        print(f"{name:9s}  {len(videos) / statistics.median(times):8.1f} videos/s")
-    ratios = sorted(max(d, i) / b for d, i, b in zip(*seconds.values(), strict=True))
-    spread = f"{ratios[0]:.2f}–{ratios[-1]:.2f}, {len(ratios)} repetitions"
-    print(f"predict reaches {statistics.median(ratios):.2f} of the slower ({spread})")
+        rate, busy = (statistics.median(each) for each in ([len(videos) / t for t, _ in times], [c / t for t, c in times]))
+        print(f"{name:9s}  {rate:8.1f} videos/s  {busy:5.2f} of {cores} cores")
+    turns = list(zip(*seconds.values(), strict=True))
+    ratios = [max(d[0], i[0]) / both[0] for d, i, both in turns]
+    most = [limit(d, i, cores, len(videos)) for d, i, _ in turns]
+    print(
+        f"predict reaches {statistics.median(ratios):.2f} of the slower "
+        f"({min(ratios):.2f}–{max(ratios):.2f}, {len(ratios)} repetitions)"
+    )
+    share = statistics.median(ratio / m for ratio, m in zip(ratios, most, strict=True))
+    print(f"at most {statistics.median(most):.2f} is possible here (CPU seconds of both, on {cores} cores); {share:.2f} of that")
 
 
 if __name__ == "__main__":

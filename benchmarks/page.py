@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from html import escape
 
 from dtkd_edge import plots
+from dtkd_edge.benchmarks.queries import included
 from dtkd_edge.benchmarks.record import Record
-from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, shown
+from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, shown, timed
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.page import document, figure
 
@@ -38,14 +39,19 @@ def page(records: Sequence[Record]) -> str:
 def _dates(records: Sequence[Record]) -> str:
     """When the rows were measured: a run's page has the newest of each, perhaps of several benches."""
     first, last = (pick(r.created for r in records) for pick in (min, max))
-    return first if first == last else f"{first} to {last}"
+    first, last = (moment.replace("T", " ").removesuffix("+00:00") for moment in (first, last))
+    if last.partition(" ")[0] == first.partition(" ")[0]:
+        last = last.partition(" ")[2]
+        return f"{first} UTC" if first.endswith(last) else f"{first} to {last} UTC"
+    return f"{first} to {last} UTC"
 
 
 def series_name(record: Record) -> str:
     """What tells two rows of one plot apart."""
     unit = f" {record.device.unit}" if record.device.kind == "jetson" else ""
     where = f" · {record.device.kind}{unit}" + (f" · {record.device.host}" if record.device.host else "")
-    return record.label + where
+    more = included(record.timed_region)
+    return record.label + where + (f" + {more}" if more else "")
 
 
 def _tiles(records: list[Record]) -> str:
@@ -189,6 +195,6 @@ def _environment(records: list[Record]) -> str:
             for bulky in ("quantiles", "blocks", "timeline"):
                 part.pop(bulky, None)
         text = escape(json.dumps(shown, indent=2, ensure_ascii=False))
-        name = escape(f"{record.label} · {record.device.kind} · {record.scenario}")
+        name = escape(f"{record.label} · {record.device.kind} · {timed(record)}")
         parts.append(f"<details><summary>Record: {name}</summary><pre>{text}</pre></details>")
     return "".join(parts)

@@ -36,6 +36,11 @@ def timed_region(include: tuple[str, ...]) -> str:
     return " + ".join(_WORDS[step] for step in (*include, "inference"))
 
 
+def included(region: str) -> str:
+    """What of `--include` a timed region holds, in short: 'decode' (which holds preprocess too), 'preprocess' or ''."""
+    return next((step for step in STEPS if _WORDS[step] in region), "")
+
+
 @dataclass
 class Inputs:
     """A few clips for one preprocessing. clips: catalogue entries (none: made-up frames); frames: `[POOL, T, H, W, 3]`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from dtkd_edge.benchmarks.queries import included
 from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, HeadAccuracy, Record
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.console import PIPE_WIDTH
@@ -89,6 +90,18 @@ def per_query(record: Record) -> str:
     return f" /{record.clips_per_query} {_what(record)}" if record.clips_per_query > 1 else ""
 
 
+def timed(record: Record) -> str:
+    """The scenario, and what is timed besides inference: 'single-stream + decode'."""
+    more = included(record.timed_region)
+    return f"{record.scenario} + {more}" if more else record.scenario
+
+
+def region_line(region: str) -> str:
+    """What the timed region holds; where it is inference alone, also what it does not."""
+    more = included(region)
+    return f"Timed, + {more}: {region}." if more else f"Timed: {region}; neither decoding nor resizing."
+
+
 def _what(record: Record) -> str:
     """What is counted: a stream artefact gives a label for every frame."""
     return "frames" if record.mode == "stream" else "clips"
@@ -114,7 +127,7 @@ def cells(record: Record) -> tuple[str, ...]:
         record.label,
         where,
         precision(record),
-        record.scenario,
+        timed(record),
         number(record.latency_ms.p50 if record.latency_ms else None) + per_query(record),
         judged(record),
         number(record.throughput) + (" frames" if record.mode == "stream" else ""),
@@ -143,7 +156,7 @@ def legend(records: list[Record]) -> list[str]:
     for device in dict.fromkeys(device_line(r) for r in records if r.status == "ok"):
         lines.append(device)
     for region in dict.fromkeys(r.timed_region for r in records if r.timed_region):
-        lines.append(f"Timed: {region}.")
+        lines.append(region_line(region))
     for source in dict.fromkeys(r.input_source for r in records if r.input_source):
         lines.append(f"Input: {source}.")
     for gflops, gbs in dict.fromkeys((r.roofline.gflops, r.roofline.gbs) for r in records if r.roofline):
@@ -235,7 +248,7 @@ def table(records: list[Record], width: int = PIPE_WIDTH) -> tuple[Table, list[s
     below: dict[tuple[str, str], list[str]] = {}
     for record in records if "notes" not in names else []:
         if text := cells(record)[-1]:
-            below.setdefault((record.label, text), []).append(record.scenario)
+            below.setdefault((record.label, text), []).append(timed(record))
     return out, [f"{artifact} ({', '.join(scenarios)}): {text}" for (artifact, text), scenarios in below.items()]
 
 

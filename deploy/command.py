@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from dtkd_edge.console import say
 from dtkd_edge.deploy.classifier import Classifier, Prediction, is_artifact_or_run, load_newest
 from dtkd_edge.deploy.demo import demo
 from dtkd_edge.errors import UsageError, VideoError
+from dtkd_edge.video import core_taken
 
 __all__ = ["demo", "predict"]
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 DECODERS = 2  # threads that decode ahead of the inference
+WAITING = 4  # decoded clips that may wait for it, so that it goes on while a video takes long to decode
 
 
 def predict(paths: list[Path], *, json: bool = False, top: int = 5, device: str = "auto") -> None:
@@ -63,17 +66,23 @@ def _videos(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
-def predict_all(classifier: Classifier, videos: list[Path]) -> Iterator[tuple[Path, Prediction | VideoError]]:
+def predict_all(
+    classifier: Classifier, videos: list[Path], *, decoders: int = DECODERS
+) -> Iterator[tuple[Path, Prediction | VideoError]]:
     """In the order given. At most a few clips are decoded ahead, so that memory does not grow with the list."""
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+    beside = core_taken() if len(videos) > 1 else nullcontext()  # nothing runs beside the decoding of a single one
+    with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool, beside:
         ahead: deque[tuple[Path, Future[NDArray[np.uint8]]]] = deque()
         waiting = iter(videos)
-        while True:
-            while len(ahead) < 2 * DECODERS and (video := next(waiting, None)) is not None:
+
+        def decode() -> None:
+            while len(ahead) < decoders + WAITING and (video := next(waiting, None)) is not None:
                 ahead.append((video, pool.submit(classifier.read, video)))
-            if not ahead:
-                return
+
+        decode()
+        while ahead:
             video, clip = ahead.popleft()
+            decode()  # before the inference, which the decoders must not have to wait for
             try:
                 probabilities = classifier.predict_frames(clip.result())
             except VideoError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,12 +159,13 @@ def _web(session: Session, stack: ExitStack, host: str, port: int, token: str | 
 def _none(session: Session, *_: Any) -> Show:
     """A line on standard error whenever the label changes, for services and pipes."""
     pipeline = session.pipeline
-    last: list[str | None] = [None]
+    last: list[list[str]] = [[]]
 
     def line(live: Live) -> None:
-        if live.label != last[0] or (live.ended and live.label is None):
-            last[0] = live.label
-            words = f"{live.label} {live.score:.0%}" if live.label else "-"
+        labels = [certain.label for certain in live.certain]
+        if labels != last[0] or (live.ends and not labels):
+            last[0] = labels
+            words = " · ".join(f"{certain.label} {certain.score:.0%}" for certain in live.certain) or "-"
             late = f"  (age {live.age * 1000:.0f} ms, {pipeline.grabber.fps:.0f} fps)"
             say(f"{live.time:8.2f} s  {words}{'' if pipeline.grabber.source.waits else late}")
 
@@ -188,6 +190,7 @@ def _window(session: Session, *_: Any) -> Show:
     gui = [line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")]
     if any("NONE" in line for line in gui):
         raise MissingDependency("--view window: this OpenCV has no windows (headless)", f"use --view web; or {OPENCV_HOW}")
+    _systems_x11()
     title = "dtkd-edge (q ends it)"
 
     def show(stopped: threading.Event, ready: Callable[[], None]) -> None:
@@ -207,6 +210,16 @@ def _window(session: Session, *_: Any) -> Show:
         cv2.destroyAllWindows()
 
     return show
+
+
+def _systems_x11() -> None:
+    """Load the system's libX11-xcb before Qt does its own.
+
+    OpenCV's wheels bring one that is older than today's libX11 and sets the owner of the events where that has another field.
+    Xlib then takes events from Qt now and then, on a busy machine the window's very first, and it stays black for good.
+    """
+    with suppress(OSError):
+        ctypes.CDLL("libX11-xcb.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
 _VIEWS: dict[str, Callable[..., Show]] = {"web": _web, "window": _window, "none": _none}

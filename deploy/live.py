@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dtkd_edge.deploy.classifier import Prediction
+from dtkd_edge.deploy.classifier import Prediction, Score
 from dtkd_edge.deploy.smoothing import Event
 from dtkd_edge.errors import UsageError
 
@@ -43,11 +43,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Live:
-    """What is known after one inference. label: None means nothing certain. time: seconds since the first frame.
+    """What is known after one inference. time: seconds since the first frame.
+
+    label, score: of the main head; label None means nothing certain. held: what holds of each head, None where nothing does.
 
     age, inference: seconds from the capture of the newest frame to this label, and of the model alone. Of a stream whose labels
     lag behind (`StreamPart.delay`), time and age are those of the frames that the label is about. stamp: the sender's clock
-    of that frame. began, ended: the event that this label begins, and the one that it ends.
+    of that frame. begins, ends: the events that begin and end with this inference, of all heads; began, ended: the main head's.
     """
 
     seq: int
@@ -58,8 +60,24 @@ class Live:
     age: float
     inference: float
     stamp: float | None = None
-    ended: Event | None = None
-    began: Event | None = None
+    held: dict[str, Score | None] = field(default_factory=dict)
+    begins: tuple[Event, ...] = ()
+    ends: tuple[Event, ...] = ()
+
+    @property
+    def began(self) -> Event | None:
+        return next((event for event in self.begins if event.head == self.prediction.main), None)
+
+    @property
+    def ended(self) -> Event | None:
+        return next((event for event in self.ends if event.head == self.prediction.main), None)
+
+    @property
+    def certain(self) -> list[Score]:
+        """What holds, the main head's label first."""
+        main = self.prediction.main
+        heads = [main, *(head for head in self.held if head != main)]
+        return [score for head in heads if (score := self.held.get(head)) is not None]
 
 
 @dataclass

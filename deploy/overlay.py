@@ -30,12 +30,13 @@ def draw(image: NDArray[np.uint8], live: Live | None, fps: float | None) -> NDAr
     room = width - 2 * pad - (pen.textlength(right, font=small) + pad if right else 0)
     if right:
         pen.text((width - pad, middle), right, WHITE, font=small, anchor="rm")
-    words = "…" if live is None else f"{live.label}  {live.score:.0%}" if live.label else "nothing certain"
+    certain = live.certain if live else []
+    words = " · ".join(f"{held.label}  {held.score:.0%}" for held in certain) or ("nothing certain" if live else "…")
     size = band * 0.5
     while pen.textlength(words, font=ImageFont.load_default(size=size)) > room and size > 8:
         size *= 0.9
     big = ImageFont.load_default(size=size)
-    pen.text((pad, middle), words, GREEN if live and live.label else WHITE, font=big, anchor="lm")
-    if live is not None and live.label:
-        pen.rectangle((0, height - 3, width * live.score, height), GREEN)
+    pen.text((pad, middle), words, GREEN if certain else WHITE, font=big, anchor="lm")
+    if certain:
+        pen.rectangle((0, height - 3, width * certain[0].score, height), GREEN)
     return np.asarray(picture)

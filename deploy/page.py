@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dtkd_edge.deploy.classifier import Score
+from dtkd_edge.deploy.classifier import MAIN_HEAD, Score
 from dtkd_edge.deploy.session import Session
 from dtkd_edge.deploy.sources.browser import BrowserSource
 from dtkd_edge.deploy.webhook import Webhook
@@ -25,7 +25,7 @@ def hello(session: Session) -> dict[str, Any]:
     """The first message: what runs, and what else there is."""
     classifier = session.pipeline.classifier
     manifest, source = classifier.artifact.manifest, session.pipeline.grabber.source
-    main = "action" if "action" in manifest.labels else next(iter(manifest.labels))
+    heads = sorted(manifest.labels, key=_main_first)
     return {
         "type": "hello",
         "model": manifest.model.name,
@@ -34,14 +34,15 @@ def hello(session: Session) -> dict[str, Any]:
         "device": classifier.backend.device,
         **session.choices(),
         "browser": isinstance(source, BrowserSource),
-        "labels": manifest.labels[main],
+        "heads": heads,
+        "labels": [label for head in heads for label in manifest.labels[head]],
     }
 
 
 def state(session: Session, webhook: Webhook | None) -> dict[str, Any]:
     """What changes with every label."""
     pipeline, grabber = session.pipeline, session.pipeline.grabber
-    live, current, failure = pipeline.live, pipeline.current(), pipeline.failure()
+    live, failure = pipeline.live, pipeline.failure()
     out: dict[str, Any] = {
         "type": "state",
         "status": "failed" if failure else grabber.state,
@@ -54,21 +55,25 @@ def state(session: Session, webhook: Webhook | None) -> dict[str, Any]:
         "trouble": session.trouble,
         "refused": session.refused,
         "webhook": webhook.counts() if webhook else None,
-        "current": current.to_json() if current else None,
+        "current": [event.to_json() for event in pipeline.current()],
         "seq": live.seq if live else 0,
-        "label": live.label if live else None,
+        "certain": scores_json(live.certain) if live else [],
+        "held": {head: score.label if score else None for head, score in live.held.items()} if live else {},
         "top": {},
     }
     if live:
         out |= {
-            "score": round(live.score, 4),
             "age_ms": round(live.age * 1000, 2),
             "age_p90_ms": round(pipeline.ages.percentile(90) * 1000, 2),
             "inference_ms": round(live.inference * 1000, 3),
             "stamp": live.stamp,
-            "top": {head: scores_json(live.prediction.top(TOP, head)) for head in live.prediction.heads},
+            "top": {head: scores_json(live.prediction.top(TOP, head)) for head in sorted(live.held, key=_main_first)},
         }
     return out
+
+
+def _main_first(head: str) -> bool:
+    return head != MAIN_HEAD
 
 
 def wish(text: str | None) -> tuple[str, int] | None:

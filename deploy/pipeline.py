@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.deploy.camera import Frame, Grabber, Rate
-from dtkd_edge.deploy.classifier import Classifier
+from dtkd_edge.deploy.classifier import Classifier, Score
 from dtkd_edge.deploy.live import Latencies, Live, Settings
 from dtkd_edge.deploy.smoothing import Ema, Event, Gate
 from dtkd_edge.deploy.window import Window, frame_spacing
@@ -58,7 +58,8 @@ class Pipeline:
         if self._waits and not self._streaming:
             self._every = 1 / self.settings.rate if self.settings.rate else spacing
         self._window = Window(1 if self._streaming else manifest.preprocess.sampling.frames, spacing)
-        self._ema, self._gate = Ema(self.settings.smoothing), Gate(self.settings.threshold, self.settings.released)
+        self._ema = Ema(self.settings.smoothing)
+        self._gates = {head: Gate(self.settings.threshold, self.settings.released, head) for head in classifier.labels}
         self._newest: Frame | None = None  # of the window; None when its clip was taken
         self._sampled = False  # the last frame is in the window
         self._away = False  # no frame came for longer than a clip
@@ -212,21 +213,27 @@ class Pipeline:
             return
         at = self._at(frame.time)
         prediction = self.classifier.prediction(self._ema.update(probabilities, frame.time))
-        before = self._gate.current
-        ended = self._gate.update({s.label: s.score for s in prediction.top(len(self.classifier.labels[prediction.main]))}, at)
-        self._remember(ended)
-        now = self._gate.current
-        score = next(s.score for s in prediction.heads[prediction.main] if now is None or s.label == now.label)
+        begins, ends, held = [], [], dict[str, Score | None]()
+        for head, scores in prediction.heads.items():
+            gate = self._gates[head]
+            before = gate.current
+            ended = gate.update({s.label: s.score for s in scores}, at)
+            ends += [ended] if ended else []
+            begins += [gate.current] if gate.current and gate.current is not before else []
+            held[head] = next((s for s in scores if gate.current and s.label == gate.current.label), None)
+        self._remember(ends)
+        now = held[prediction.main]
         age = time.monotonic() - frame.captured + self._lag
         self.ages.add(age)
         self.inferences.add(end - begin)
         self.label_rate.tick(end)
         self._number += 1
-        began = None
-        if now is not None and now is not before:
-            now.wall = None if self._waits else time.time() - age
-            began = replace(now)  # the event itself goes on changing
-        live = Live(self._number, at, now.label if now else None, score, prediction, age, end - begin, frame.stamp, ended, began)
+        for event in begins:
+            event.wall = None if self._waits else time.time() - age
+        live = Live(
+            self._number, at, now.label if now else None, (now or prediction.top(1)[0]).score, prediction, age, end - begin,
+            frame.stamp, held, tuple(replace(event) for event in begins), tuple(ends),  # an event that is on goes on changing
+        )  # fmt: skip
         self._publish(live)
 
     def _at(self, time: float) -> float:
@@ -248,22 +255,21 @@ class Pipeline:
         self._finish(last)
 
     def _finish(self, last: float | None) -> None:
-        """End the event that is on, at the time of the last frame, and tell the listeners."""
-        if self._gate.current is None or self.live is None or last is None:
+        """End the events that are on, at the time of the last frame, and tell the listeners."""
+        if self.live is None or last is None:
             return
-        ended = self._gate.close(self._at(last))
-        if ended:
-            self._remember(ended)
-            live = self.live
+        ends = [ended for gate in self._gates.values() if (ended := gate.close(self._at(last)))]
+        if ends:
+            self._remember(ends)
             self._number += 1  # a number of its own: who has seen the last label gets the end of its event too
+            nothing: dict[str, Score | None] = dict.fromkeys(self._gates)
             self._publish(
-                Live(self._number, live.time, None, live.score, live.prediction, live.age, live.inference, live.stamp, ended)
+                replace(self.live, seq=self._number, label=None, held=nothing, begins=(), ends=tuple(ends)),
             )
 
-    def _remember(self, ended: Event | None) -> None:
-        if ended is not None:
-            self.events.append(ended)
-            self.events_ended += 1
+    def _remember(self, ended: list[Event]) -> None:
+        self.events.extend(ended)
+        self.events_ended += len(ended)
 
     def clock(self) -> float:
         """Seconds since the first frame; it stops with the source."""
@@ -273,5 +279,6 @@ class Pipeline:
         now = time.monotonic() if newest is None or (self.grabber.state == "live" and not self._waits) else newest.time
         return now - self.started
 
-    def current(self) -> Event | None:
-        return self._gate.current
+    def current(self) -> list[Event]:
+        """The events that are on, one for each head at most."""
+        return [gate.current for gate in self._gates.values() if gate.current is not None]

@@ -164,10 +164,11 @@ class EventLog:
         self._failed = False
 
     def __call__(self, live: Live) -> None:
-        if live.ended is None or self._failed:
+        if not live.ends or self._failed:
             return
         try:
-            self._file.write(json.dumps({**live.ended.to_json(), **self.about()}, ensure_ascii=False) + "\n")
+            for event in live.ends:
+                self._file.write(json.dumps({**event.to_json(), **self.about()}, ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
             self._failed = True

@@ -102,6 +102,7 @@ class WebView:
         config = uvicorn.Config(
             self._app(), log_level="error", access_log=False, ws_max_size=MAX_MESSAGE, ws_ping_interval=20, ws_ping_timeout=20,
             timeout_graceful_shutdown=2, server_header=False, proxy_headers=False, ws_max_queue=8, lifespan="on",
+            ws_per_message_deflate=False,  # pictures are compressed already: for twenty viewers it took half a core
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="web", daemon=True)
@@ -215,6 +216,7 @@ class WebView:
                 self._sender = None
             for task in (sending, receiving):
                 task.cancel()
+            viewer.wake.set()  # before Python 3.12 `wait_for` may swallow the cancelling: then the loop ends by its condition
             with suppress(asyncio.CancelledError):  # when the server itself stops
                 await asyncio.gather(sending, receiving, return_exceptions=True)
             with suppress(Exception):
@@ -226,7 +228,7 @@ class WebView:
             await asyncio.wait_for(send, SLOW_S)
 
         try:
-            while True:
+            while viewer in self.viewers:
                 await viewer.wake.wait()
                 viewer.wake.clear()
                 if self.session.number != viewer.greeted:
@@ -250,7 +252,7 @@ class WebView:
 
         second, count = 0, 0
         with suppress(WebSocketDisconnect, RuntimeError):
-            while True:
+            while viewer in self.viewers:
                 message = await viewer.websocket.receive()
                 if message["type"] == "websocket.disconnect":
                     return

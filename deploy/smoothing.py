@@ -39,30 +39,32 @@ class Ema:
 class Event:
     """One label that held for a while. start, end: seconds since the source started; score: its highest probability.
 
-    wall: when it started, in seconds since 1970; None where the source is not live.
+    head: the model's head that it is a label of. wall: when it started, in seconds since 1970; None where the source is not live.
     """
 
     label: str
     start: float
     end: float | None
     score: float
+    head: str = ""
     wall: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         end = None if self.end is None else round(self.end, 3)
-        out = {"label": self.label, "start": round(self.start, 3), "end": end, "score": round(self.score, 4)}
+        out = {"label": self.label, "start": round(self.start, 3), "end": end, "score": round(self.score, 4), "head": self.head}
         if self.wall is not None:
             out["time"] = datetime.fromtimestamp(self.wall, timezone.utc).isoformat(timespec="milliseconds")
         return out
 
 
 class Gate:
-    """A label comes on at `threshold` and stays until it falls below `release`, or another one passes `threshold` and it."""
+    """A label of one head comes on at `threshold` and stays until it falls below `release`, or another one passes `threshold`
+    and it."""
 
-    def __init__(self, threshold: float, release: float) -> None:
+    def __init__(self, threshold: float, release: float, head: str = "") -> None:
         if not 0 <= release <= threshold <= 1:
             raise ValueError(f"0 ≤ release ({release}) ≤ threshold ({threshold}) ≤ 1 does not hold")
-        self.threshold, self.release = threshold, release
+        self.threshold, self.release, self.head = threshold, release, head
         self.current: Event | None = None
 
     def update(self, probabilities: dict[str, float], time: float) -> Event | None:
@@ -77,7 +79,7 @@ class Gate:
             else:
                 now.score = max(now.score, probabilities[now.label])
         if self.current is None and probabilities[best] >= self.threshold:
-            self.current = Event(best, time, None, probabilities[best])
+            self.current = Event(best, time, None, probabilities[best], self.head)
         return ended
 
     def close(self, time: float) -> Event | None:

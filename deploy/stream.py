@@ -29,7 +29,7 @@ class Unread:
 
     def __call__(self, live: Live) -> None:
         with self._news:
-            if self._lives and not self._every and not (self._lives[-1].began or self._lives[-1].ended):
+            if self._lives and not self._every and not (self._lives[-1].begins or self._lives[-1].ends):
                 self._lives.pop()
             self._lives.append(live)
             self._news.notify()

@@ -48,16 +48,15 @@ class Webhook:
         self._thread.start()
 
     def __call__(self, live: Live) -> None:
-        for phase, event in (("end", live.ended), ("start", live.began)):
-            if event is not None:
-                with self._news:
-                    if len(self._waiting) >= QUEUE:
-                        self._waiting.popleft()
-                        self.dropped += 1
-                    self._number += 1
-                    post = {"id": f"{self._run_id}-{self._number}", "phase": phase, **event.to_json(), **self.about()}
-                    self._waiting.append(post)
-                    self._news.notify_all()
+        for phase, event in (*(("end", event) for event in live.ends), *(("start", event) for event in live.begins)):
+            with self._news:
+                if len(self._waiting) >= QUEUE:
+                    self._waiting.popleft()
+                    self.dropped += 1
+                self._number += 1
+                post = {"id": f"{self._run_id}-{self._number}", "phase": phase, **event.to_json(), **self.about()}
+                self._waiting.append(post)
+                self._news.notify_all()
 
     def counts(self) -> dict[str, int]:
         return {"sent": self.sent, "failed": self.failed, "dropped": self.dropped, "waiting": len(self._waiting)}

@@ -11,6 +11,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -215,6 +216,13 @@ class _Reads:
 
 
 _reads = _Reads()
+
+
+@contextmanager
+def core_taken() -> Iterator[None]:
+    """While something else, such as a model, keeps a core busy: where no other is idle, reads scale in no second thread."""
+    with _reads:
+        yield
 
 
 def open_source(source: str | Path | Source, *, timeout: float = DECODE_TIMEOUT_S) -> Source:

@@ -125,12 +125,12 @@ function update(data) {
   const mine = hello && hello.browser && !own && data.status === "starting";
   status(data.status, text, mine ? "This page can be the camera." : data.error || notice);
   $("camera").hidden = !mine;
-  const sure = data.label !== null;
+  const sure = data.certain.length > 0;
   const label = $("label");
-  const words = sure ? data.label : data.seq ? "nothing certain" : data.status === "live" ? `watching… ${Math.round(data.filled * 100)} %` : " ";
+  const words = sure ? data.certain.map((held) => held.label).join(" · ") : data.seq ? "nothing certain" : data.status === "live" ? `watching… ${Math.round(data.filled * 100)} %` : " ";
   if (label.textContent !== words) label.textContent = words;
   label.classList.toggle("none", !sure);
-  $("score").textContent = sure ? percent(data.score) : "";
+  $("score").textContent = data.certain.map((held) => percent(held.score)).join(" · ");
   const age = own && data.stamp ? performance.now() - data.stamp : data.age_ms;
   $("age").textContent = data.seq ? `${age.toFixed(0)} ms · ${data.fps.toFixed(0)} fps` : "–";
   number("s-age", data.seq ? age.toFixed(0) : null, "ms");
@@ -145,7 +145,7 @@ function update(data) {
     const lost = data.webhook.failed + data.webhook.dropped;
     number("s-hook", data.webhook.sent.toLocaleString(), `posted${lost ? ` · ${lost.toLocaleString()} lost` : ""}`);
   }
-  for (const [head, top] of Object.entries(data.top)) bars(head, top, data.label);
+  for (const [head, top] of Object.entries(data.top)) bars(head, top, data.held[head]);
   list();
 }
 
@@ -208,8 +208,8 @@ function bars(head, top, current) {
 // --- events
 let shown = "";
 function list() {
-  const all = state.current ? [...events, state.current] : events;
-  const key = all.length + (all.length ? all[all.length - 1].label + all[all.length - 1].end : "");
+  const all = [...events, ...state.current].sort((a, b) => a.start - b.start);
+  const key = events.length + JSON.stringify(state.current.map((event) => [event.head, event.start])) + (events.length ? events[events.length - 1].end : "");
   $("no-events").hidden = all.length > 0;
   if (key === shown) return;
   shown = key;
@@ -219,6 +219,7 @@ function list() {
     item.style.setProperty("--hue", hue(event.label));
     item.innerHTML = '<i></i><span class="what"></span><span class="how"></span><span class="when"></span>';
     item.querySelector(".what").textContent = event.label;
+    if (hello.heads.length > 1) item.querySelector(".what").append(Object.assign(document.createElement("small"), { textContent: event.head }));
     item.querySelector(".how").textContent = event.end === null ? "now" : `${(event.end - event.start).toFixed(1)} s`;
     // A live source: the time of day. A file that is read fast: the place in it.
     item.querySelector(".when").textContent = event.time ? new Date(event.time).toLocaleTimeString([], { hourCycle: "h23" }) : time(event.start);
@@ -234,16 +235,19 @@ function timeline() {
   if (state) {
     const running = state.status === "live";
     const now = clock.source + (running ? (performance.now() - clock.at) / 1000 : 0);
-    const all = state.current ? [...events, state.current] : events;
+    const all = [...events, ...state.current], lanes = hello.heads.length;
     const seen = new Set(), wide = $("lanes").clientWidth;
     for (const event of all) {
       const end = event.end === null ? now : event.end;
       if (end < now - SPAN) continue;
-      const key = `${event.label}@${event.start}`;
+      const key = `${event.head} ${event.label}@${event.start}`;
       seen.add(key);
       let segment = segments.get(key);
       if (!segment) {
         segment = Object.assign(document.createElement("div"), { className: "seg", textContent: event.label, title: event.label });
+        const lane = Math.max(hello.heads.indexOf(event.head), 0), edge = lanes > 1 ? 4 : 8; // each head has a lane of its own
+        segment.style.top = `calc(${100 * lane / lanes}% + ${edge}px)`;
+        segment.style.bottom = `calc(${100 * (lanes - 1 - lane) / lanes}% + ${edge}px)`;
         segment.style.setProperty("--hue", hue(event.label));
         $("lanes").append(segment);
         segments.set(key, segment);

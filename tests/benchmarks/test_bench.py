@@ -175,6 +175,9 @@ def test_all_scenarios_and_the_whole_way_from_the_file(onnx_artifact: Path, vide
     assert rows[1].latency_ms is not None and rows[0].latency_ms is not None
     assert rows[1].latency_ms.p50 > rows[0].latency_ms.p50  # eight clips take longer than one
     assert "| tiny-onnx/" in (tmp_path / "r.md").read_text(encoding="utf-8")
+    for file in ("r.md", "r.html"):  # each says at the row what was timed, and below the table what that is
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        assert "single-stream + decode" in text and "Timed, + decode: decode the file + resize and crop + uint8" in text
     assert len(read_records(tmp_path / "r.jsonl")) == 4
 
 

@@ -101,11 +101,16 @@ def test_a_run_without_exports_is_said(run: Path) -> None:
 
 def test_overlap_of_decoding_and_inference(run: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     artifact = str(run / "export" / "onnx-fp32")
-    overlap.main([artifact, str(videos / "up"), "--videos", "8", "--repeats", "3"])
-    out = capsys.readouterr().out
-    assert re.search(
-        r"decode +[\d.]+ videos/s\ninference +[\d.]+ videos/s\npredict +[\d.]+ videos/s\npredict reaches [\d.]+ of", out
+    overlap.main([artifact, str(videos / "up"), "--videos", "8", "--repeats", "3", "--decoders", "1", "--threads", "1"])
+    rate = r"[\d.]+ videos/s +[\d.]+ of \d+ cores\n"
+    said = (
+        rf"decode +{rate}inference +{rate}predict +{rate}predict reaches [\d.]+ of .*3 repetitions\)\nat most [\d.]+ is possible"
     )
+    assert re.match(said, capsys.readouterr().out)
+    assert overlap.limit((1.0, 2.0), (1.0, 2.0), 2, 1000) == pytest.approx(0.5, abs=0.01)  # each alone fills both cores
+    assert overlap.limit((0.5, 0.5), (1.0, 1.0), 2, 10) == pytest.approx(
+        1 / 1.05
+    )  # a core each: only the first clip is waited for
     with pytest.raises(DataError, match="no videos there"):
         overlap.main([artifact, str(run / "export")])
     with pytest.raises(VideoError, match=r"broken\.mp4"):

@@ -103,26 +103,30 @@ def write_counter(folder: Path, target: str, batch: int = 1, delay: int = 0) -> 
     return folder
 
 
-def write_colours(folder: Path) -> Path:
-    """A clip artefact that names the strongest colour of what it sees: its label can be told without it."""
+def write_colours(folder: Path, *, heads: tuple[str, ...] = ("action",)) -> Path:
+    """A clip artefact that names the strongest colour of what it sees: its label can be told without it.
+
+    A second head says whether there is more red than blue in it: `warm` or `cold`."""
     import onnx
     from onnx import TensorProto, helper
 
-    parts = manifest(
-        "onnx", outputs=[{"name": "action", "head": "action", "classes": 3}], labels={"action": ["red", "green", "blue"]}
-    )
+    labels = dict(zip(heads, (["red", "green", "blue"], ["warm", "cold"]), strict=False))
+    outputs = [{"name": head, "head": head, "classes": len(names)} for head, names in labels.items()]
+    parts = manifest("onnx", outputs=outputs, labels=labels)
     nodes = [
         helper.make_node("Cast", ["frames"], ["real"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["real", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Mul", ["mean", "scale"], ["action"]),
+        helper.make_node("Mul", ["mean", "scale"], [heads[0]]),
+        *(helper.make_node("MatMul", [heads[0], "warmth"], [head]) for head in heads[1:]),
     ]
     constants = [
         helper.make_tensor("axes", TensorProto.INT64, [3], [1, 2, 3]),
         helper.make_tensor("scale", TensorProto.FLOAT, [1], [0.1]),
-    ]
+        helper.make_tensor("warmth", TensorProto.FLOAT, [3, 2], [1, -1, 0, 0, -1, 1]),
+    ][: 2 + (len(heads) > 1)]
     frames = helper.make_tensor_value_info("frames", TensorProto.UINT8, [1, FRAMES, SIZE, SIZE, 3])
-    action = helper.make_tensor_value_info("action", TensorProto.FLOAT, [1, 3])
-    graph = helper.make_graph(nodes, "colours", [frames], [action], constants)
+    logits = [helper.make_tensor_value_info(head, TensorProto.FLOAT, [1, len(names)]) for head, names in labels.items()]
+    graph = helper.make_graph(nodes, "colours", [frames], logits, constants)
     with new_artifact(folder, parts) as aside:
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), aside / "model.onnx")
     return folder

@@ -279,9 +279,9 @@ def test_no_label_of_a_picture_from_before_the_loss(onnx_artifact: Path) -> None
         pipeline.start()
         try:
             time.sleep(1.0)
-            assert pipeline.current() is not None
+            assert pipeline.current()
             time.sleep(2.5)  # past the loss, the patience of one second, and the time of the second label
-            assert pipeline.current() is None and len(pipeline.events) == 1 and pipeline.inferences.count == 1
+            assert not pipeline.current() and len(pipeline.events) == 1 and pipeline.inferences.count == 1
         finally:
             pipeline.stop()
 
@@ -295,9 +295,9 @@ def test_stopping_leaves_no_thread_and_ends_the_event(onnx_artifact: Path) -> No
         deadline = time.monotonic() + 20
         while pipeline.inferences.count < 5 and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert pipeline.current() is not None
+        assert pipeline.current()
         pipeline.stop()
-        assert pipeline.current() is None and pipeline.events[-1].end is not None
+        assert not pipeline.current() and pipeline.events[-1].end is not None
         assert pipeline.failure() is None and not pipeline.running
     assert threading.active_count() == before
 

@@ -104,7 +104,7 @@ def test_switching_for_ever_leaves_nothing_behind(models: list[Path]) -> None:
         watcher.start()
         running = threading.active_count()
         for number in range(1, 9):
-            assert until(lambda: session.pipeline.current() is not None)
+            assert until(lambda: bool(session.pipeline.current()))
             session.switch(*[("source", number // 2 % 2), ("artifact", (number + 1) // 2 % 2)][number % 2])
             assert session.number == number and session.trouble == "" and len(ended) >= number
         assert threading.active_count() == running

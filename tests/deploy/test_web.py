@@ -175,6 +175,7 @@ def test_many_viewers_one_inference_and_slow_ones_are_dropped(onnx_artifact: Pat
 
     async def watch(url: str) -> int:
         async with connect(url, max_size=None) as socket:
+            assert not socket.protocol.extensions  # JPEGs deflated again, for each viewer, would take cores
             kinds = [isinstance(await asyncio.wait_for(socket.recv(), 10), bytes) for _ in range(30)]
             return sum(kinds)
 
@@ -322,6 +323,38 @@ def run_demo(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
                 reader.join(10)
         finally:
             process.kill()
+
+
+@pytest.mark.slow
+def test_two_heads_on_the_page(browser: Any, tmp_path: Path) -> None:
+    """The label, the bars, the timeline and the events say the verb and the noun."""
+    artifact = write_colours(tmp_path / "colours", heads=("verb", "noun"))
+    film = write_film(tmp_path / "film.mp4")
+    with serving(artifact, source=str(film), threshold=0.5, release=0.35, smoothing=0.1) as web:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(web.url)
+        seen: set[str] = set()
+
+        def look() -> bool:
+            seen.add(page.locator("#label").inner_text())
+            return {"red · warm", "green · cold", "blue · cold"} <= seen
+
+        assert until(look, 40), seen
+        assert [heading.lower() for heading in page.locator("#heads h3").all_inner_texts()] == ["verb", "noun"]
+        assert set(page.locator("#heads .row .name span:first-child").all_inner_texts()) == {
+            "red",
+            "green",
+            "blue",
+            "warm",
+            "cold",
+        }
+        assert len(page.locator("#heads .row.on").all()) == 2
+        tops = "() => [...document.querySelectorAll('.seg')].map((s) => [s.title, s.offsetTop])"
+        lanes = dict(page.evaluate(tops))
+        assert lanes["red"] == lanes["green"] == lanes["blue"] < lanes["warm"] == lanes["cold"]
+        assert {"warmnoun", "redverb"} <= set(page.locator("#events .what").all_inner_texts())
+        assert f"dtkd_edge_events_total {web.pipeline.events_ended}\n" in get(web.url + "metrics")[1]
+        page.close()
 
 
 @pytest.mark.parametrize("source", ["pattern", "file"])

@@ -83,8 +83,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def live(number: int) -> Live:
-    began = Event(f"label {number}", float(number), None, 0.9, wall=1.7e9)
-    return Live(number, 0.0, began.label, 0.9, None, 0.0, 0.0, began=began)  # type: ignore[arg-type]
+    began = Event(f"label {number}", float(number), None, 0.9, "action", wall=1.7e9)
+    return Live(number, 0.0, began.label, 0.9, None, 0.0, 0.0, begins=(began,))  # type: ignore[arg-type]
 
 
 def until(condition: Any, seconds: float = 20) -> bool:
