@@ -50,6 +50,8 @@ class OpenVinoBackend(Backend):
         precision = artifact.manifest.precision
         quantization = artifact.manifest.quantization
         floats = precision if precision != "int8" else quantization.rest if quantization else "fp32"
+        if floats == "fp16" and "FP16" not in core.get_property(chosen, "OPTIMIZATION_CAPABILITIES"):
+            floats = "fp32"  # asked for f16, a CPU that has only bf16 would take that, whose mantissa is eight times coarser
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINT.get(floats, "f32")}
         if threads and chosen == "CPU":
             config["INFERENCE_NUM_THREADS"] = str(threads)

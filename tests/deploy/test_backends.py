@@ -69,6 +69,9 @@ def test_openvino_runs_in_the_precision_that_the_manifest_asks_for(openvino_arti
     bf16 = artifact.manifest.model_copy(update={"precision": "bf16"})
     with open_backend(Artifact(artifact.folder, bf16)) as backend:
         assert backend.effective_precision in ("bf16", "fp32")  # fp32: a CPU without bf16
+    fp16 = artifact.manifest.model_copy(update={"precision": "fp16"})
+    with open_backend(Artifact(artifact.folder, fp16)) as backend:  # left alone, OpenVINO takes bf16 on a CPU that has no f16
+        assert backend.effective_precision in ("fp16", "fp32")
 
 
 @pytest.mark.parametrize(("target", "device"), [("onnx", "cuda"), ("onnx", "gpu"), ("openvino", "cuda"), ("openvino", "npu")])
