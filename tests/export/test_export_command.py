@@ -152,7 +152,7 @@ def test_a_graph_that_computes_something_else_is_refused_and_kept(
 
     monkeypatch.setattr(graph.EdgeGraph, "forward", lambda self, frames: tuple(
         self.student(frames.float().permute(0, 4, 1, 2, 3) * self.edge.scale[:, None]).values()))  # fmt: skip
-    with pytest.raises(VerificationError, match=r"of the logits. spread, 0.0001 is allowed") as caught:
+    with pytest.raises(VerificationError, match=r"of the logits. spread, 0.0005 is allowed") as caught:
         export(run, target="onnx", out=tmp_path / "wrong")
     assert caught.value.exit_code == 5
     kept = Artifact.open(tmp_path / "wrong")
