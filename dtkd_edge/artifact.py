@@ -124,6 +124,7 @@ class StreamPart(_Part):
     accuracy: AccuracyPart | None = Field(
         None, description="of the float32 stream beside the clip model's; none where both are one function"
     )
+    accuracy_of: str | None = Field(None, description="sha256 of the weights and the list of clips that it was measured with")
 
 
 class Manifest(_Part):

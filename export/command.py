@@ -222,8 +222,7 @@ def _export_run(
             if form and form.delay:
                 from dtkd_edge.export import stream
 
-                beside = stream.beside_clip(model, card, reference, recipe.data)
-                manifest.stream = StreamPart(delay=form.delay, accuracy=beside)
+                manifest.stream = stream.beside_clip(model, card, reference, recipe.data, run / "export")
             gate = None
             if int8 or gated:
                 _check_reference(reference, golden)
