@@ -87,7 +87,7 @@ def measure(
                         one.journal.remove()
             finally:
                 for one in opened:
-                    one.backend.close()
+                    one.close()
 
 
 def _open(artifact: Artifact, device: str, todo: list[Scenario], options: Options) -> Opened:
@@ -109,7 +109,14 @@ def _open(artifact: Artifact, device: str, todo: list[Scenario], options: Option
         raise ArtifactError(f"{artifact.folder}: {failed.error.message}", "export the run again") from failed
     after = _resident_mb()
     grown = None if before is None or after is None else round(max(after - before, 0.0), 1)
-    return Opened(artifact, backend, round(load_ms, 1), grown, device, todo)
+    one = Opened(artifact, backend, round(load_ms, 1), grown, device, todo)
+    if "throughput" in backend.hints and artifact.manifest.mode == "clip" and any(s.hint == "throughput" for s in todo):
+        try:
+            one.wide = open_backend(artifact, device=found, threads=options.threads, hint="throughput")
+        except DtkdEdgeError:
+            one.close()
+            raise
+    return one
 
 
 def _guarded(query: Callable[[int], object], label: str) -> Callable[[int], object]:
@@ -164,7 +171,7 @@ def _measure_open(
                 continue
             mine = inputs_of(one)
             label = f"{number}|{one.label}|{scenario.name}"  # two runs may have exports of one name
-            query, per_query = make_query(one.backend, scenario, options.include, mine)
+            query, per_query = make_query(one.backend_of(scenario), scenario, options.include, mine)
             subjects.append(Subject(label, _guarded(query, label), per_query))
             able[label] = (one, mine)
         for subject in list(subjects):

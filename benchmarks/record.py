@@ -144,6 +144,7 @@ class Record(_Part):
     backend: str | None = None
     device: Device
     scenario: str
+    runtime: dict[str, str] = Field({}, description="its settings as it reports them: hint, streams, threads, requests …")
     timed_region: str = ""
     input_source: str = ""
     clips_per_query: int = 1

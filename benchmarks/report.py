@@ -155,6 +155,8 @@ def legend(records: list[Record]) -> list[str]:
     lines = []
     for device in dict.fromkeys(device_line(r) for r in records if r.status == "ok"):
         lines.append(device)
+    for row, settings in dict.fromkeys((f"{r.label}, {r.scenario}", tuple(r.runtime.items())) for r in records if r.runtime):
+        lines.append(f"Runtime: {row}: {', '.join(f'{name} {value}' for name, value in settings)}.")
     for region in dict.fromkeys(r.timed_region for r in records if r.timed_region):
         lines.append(region_line(region))
     for source in dict.fromkeys(r.input_source for r in records if r.input_source):

@@ -60,10 +60,19 @@ class Opened:
     accuracy: Accuracy | None = None
     journal: Journal | None = None
     notes: list[str] = field(default_factory=list)
+    wide: Backend | None = None  # the same set up for throughput, where its runtime makes a difference
 
     @property
     def label(self) -> str:
         return f"{title(self.artifact)} on {self.backend.device}"
+
+    def backend_of(self, scenario: Scenario) -> Backend:
+        return self.wide if self.wide is not None and scenario.hint == "throughput" else self.backend
+
+    def close(self) -> None:
+        for backend in (self.backend, self.wide):
+            if backend is not None:
+                backend.close()
 
 
 def title(artifact: Artifact) -> str:
@@ -128,7 +137,7 @@ def row_of(
     reason: str | None = None,
 ) -> Record:
     """A row of an opened artefact: with its timing, or with the reason why there is none."""
-    backend, kind = one.backend, kind_of(one.backend)
+    backend, kind = one.backend_of(scenario), kind_of(one.backend)
     facts = {k: v for k, v in sampler.facts.items() if k == "cpu" or (k == "nvidia") == (kind == "cuda")}
     name = facts.get("jetson", {}).get("model") or backend.device_name
     where = Device(kind=kind, name=name, unit=backend.device, threads=options.threads, details=facts)
@@ -137,6 +146,7 @@ def row_of(
         "scenario": scenario.name,
         "backend": backend.name,
         "effective_precision": backend.effective_precision,
+        "runtime": backend.properties,
         "timed_region": timed_region(options.include),
         "input_source": inputs.source,
         "tools": tools,

@@ -23,12 +23,14 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True)
 class Scenario:
-    """clips: per query (0: as many as the artefact's batch). percent: the percentile that the scenario is judged by."""
+    """clips: per query (0: the artefact's batch, or as many as keep a runtime busy that computes several of them at once).
+    percent: the percentile that the scenario is judged by. hint: what the runtime is set up for, where it makes a difference."""
 
     name: str
     clips: int
     percent: float | None
     about: str
+    hint: str = "latency"
 
     @property
     def metric(self) -> str:
@@ -39,8 +41,8 @@ SCENARIOS = {
     s.name: s
     for s in (
         Scenario("single-stream", 1, 90, "one clip per query, the next query when the last has its result"),
-        Scenario("multi-stream", 8, 99, "eight clips per query, the next query when the last has its results"),
-        Scenario("offline", 0, None, "all clips are there from the start; clips per second"),
+        Scenario("multi-stream", 8, 99, "eight clips per query, the next query when the last has its results", "throughput"),
+        Scenario("offline", 0, None, "all clips are there from the start; clips per second", "throughput"),
         Scenario("live", 1, 90, "a camera delivers frames at its rate; the newest is looked at, the rest are dropped"),
     )
 }

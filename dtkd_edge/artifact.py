@@ -80,10 +80,15 @@ class VerifyPart(_Part):
     passed: bool
     reference: str
     clips: int
-    max_abs: float
+    max_abs: float = Field(..., description="largest error of a logit")
     mean_abs: float
+    error: float | None = Field(
+        None, description="root mean square, in units of how far the logits spread over clips, of the head that is off most"
+    )
+    worst: float | None = Field(None, description="the same of the clip that is off most")
+    in_fp32: float | None = Field(None, description="bf16 alone: the error of the same file computed in fp32")
     top1_agreement: float
-    tolerance: float
+    tolerance: float = Field(..., description="the largest `error` that is allowed when this is repeated elsewhere")
     speedup: float | None = Field(None, description="latency of the reference / latency of the artefact")
 
 
@@ -119,6 +124,7 @@ class StreamPart(_Part):
     accuracy: AccuracyPart | None = Field(
         None, description="of the float32 stream beside the clip model's; none where both are one function"
     )
+    accuracy_of: str | None = Field(None, description="sha256 of the weights and the list of clips that it was measured with")
 
 
 class Manifest(_Part):

@@ -14,6 +14,7 @@ from dtkd_edge.console import say
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import MissingDependency, VerificationError
 from dtkd_edge.export import accuracy, targets, verify
+from dtkd_edge.export.golden import Golden
 from dtkd_edge.export.targets import Request
 
 
@@ -49,7 +50,7 @@ def fastest(request: Request, build: Callable[[Request], Artifact]) -> Path:
 
 def _times(artifacts: list[Artifact]) -> list[float]:
     """Milliseconds of each on one thread, in turns."""
-    golden = verify.Golden.load(artifacts[0])
+    golden = Golden.load(artifacts[0])
     batch = max(artifacts[0].manifest.input.shape[0], 1)
     frames = golden.frames[np.arange(batch) % len(golden.frames)]
     with ExitStack() as stack:

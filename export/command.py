@@ -32,6 +32,7 @@ from dtkd_edge.errors import ArtifactError, MissingDependency, NotHereError, Usa
 from dtkd_edge.export import clips as find_clips
 from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import Gate, open_gate
+from dtkd_edge.export.golden import CLIPS, GOLDEN, Golden, make_golden, real_clips, reference_run, same_type
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import check_place, sha256
 from dtkd_edge.recipe_reader import load
@@ -55,7 +56,7 @@ def export(
     batch: int = 1,
     dynamic_batch: bool = False,
     out: Path | None = None,
-    clips: int = verify.CLIPS,
+    clips: int = CLIPS,
     overrides: list[str] | None = None,
     verify_only: bool = False,
     workspace: int | None = None,
@@ -149,7 +150,7 @@ def build_engine(artifact: Artifact, request: Request) -> Artifact:
     )
     with new_artifact(artifact.folder, manifest) as aside:
         shutil.copy2(onnx_path, aside / onnx_path.name)
-        shutil.copy2(artifact.folder / verify.GOLDEN, aside / verify.GOLDEN)
+        shutil.copy2(artifact.folder / GOLDEN, aside / GOLDEN)
         log = artifact.folder.with_name(artifact.folder.name + ".build.log")  # outside: kept when the build fails
         engine = aside / "model.engine"
         tensorrt.build_engine(trt, onnx_path, engine, request, timing_cache=tensorrt.cache_path(key), log=log)
@@ -214,22 +215,21 @@ def _export_run(
     int8 = request.precision == "int8"
     calibration = find_clips.calibration(recipe.data, card.preprocess, request.calibration_clips, recipe.seed) if int8 else None
     manifest = _manifest(run, model, card, request, form)
-    golden = verify.make_golden(form.reference(model) if form else model, verify.real_clips(recipe.data, card.preprocess, clips))
+    golden = make_golden(form.reference(model) if form else model, real_clips(recipe.data, card.preprocess, clips))
     with tempfile.TemporaryDirectory(prefix="dtkd-edge-") as scratch, new_artifact(place, manifest) as aside:
         float32 = _trace(model, card, request, Path(scratch), manifest, form)
         with open_backend(float32, device="cpu") as reference:
             if form and form.delay:
                 from dtkd_edge.export import stream
 
-                beside = stream.beside_clip(model, card, reference, recipe.data)
-                manifest.stream = StreamPart(delay=form.delay, accuracy=beside)
+                manifest.stream = stream.beside_clip(model, card, reference, recipe.data, run / "export")
             gate = None
             if int8 or gated:
                 _check_reference(reference, golden)
                 gate = open_gate(recipe.data, card.preprocess, card.labels, request.max_drop, reference)
             quantizer = Int8(calibration, gate, reference, manifest) if calibration and gate else None
             _write(float32, card, request, aside, manifest, quantizer)
-        golden.save(aside / verify.GOLDEN)
+        golden.save(aside / GOLDEN)
         part, ms, manifest.effective_precision, manifest.accuracy = _verify_here(
             unfinished(aside, manifest), model, golden, request, float32, None if int8 else gate
         )
@@ -261,13 +261,11 @@ def _trace(
     return unfinished(scratch, manifest.model_copy(update={"precision": "fp32"}), target="onnx")
 
 
-def _check_reference(reference: Backend, golden: verify.Golden) -> None:
+def _check_reference(reference: Backend, golden: Golden) -> None:
     """The gate compares with the traced graph, which runs faster than torch: it has to be the same function."""
     part = verify.compare(reference, golden, "fp32")
     if not part.passed:
-        raise VerificationError(
-            f"the traced float32 graph is off by {part.max_abs:.3g}, {part.tolerance:.3g} is allowed", "report this"
-        )
+        raise VerificationError(f"the traced float32 graph: {verify.off_by(part)}", "report this")
 
 
 def _write(
@@ -336,7 +334,7 @@ def _manifest(run: Path, model: VideoModel, card: ModelCard, request: Request, f
 
 
 def _verify_here(
-    artifact: Artifact, model: VideoModel, golden: verify.Golden, request: Request, float32: Artifact, gate: Gate | None
+    artifact: Artifact, model: VideoModel, golden: Golden, request: Request, float32: Artifact, gate: Gate | None
 ) -> tuple[VerifyPart, Ms, str, AccuracyPart | None]:
     """Compare and time on this machine → the result, latencies, the precision that it really ran in, the gate's word.
 
@@ -352,15 +350,14 @@ def _verify_here(
     # One thread each: a ratio that a busy machine and the runtimes' spinning thread pools leave alone.
     with open_backend(artifact, device="cpu", threads=1) as backend:
         part = verify.compare(backend, golden, request.precision, reference=reference)
-        if request.precision == "int8" and part.max_abs < verify.UNUSABLE:
-            part.tolerance = verify.DRIFT * part.max_abs  # for --verify-only elsewhere
+        verify.add_file(part, artifact, golden)
         lost = gate.measure(backend) if gate else manifest.accuracy
         if lost:
             part.passed = part.passed and lost.passed
         if request.target.name == "tensorrt":
             return part, {}, request.precision, lost  # the engine computes in the types of the graph
         frames = golden.frames[[i % len(golden.frames) for i in range(request.batch)]]
-        runs = {"here": verify.one_call(backend), "torch": verify.reference_run(model)}
+        runs = {"here": verify.one_call(backend), "torch": reference_run(model)}
         with ExitStack() as stack, graph.one_thread():
             if request.precision != "fp32":
                 runs["fp32"] = verify.one_call(stack.enter_context(_open_float32(float32, request)))
@@ -381,16 +378,18 @@ def _open_float32(float32: Artifact, request: Request) -> Backend:
 
 def _verify_stored(artifact: Artifact) -> VerifyPart:
     """Against golden.npz, on the artefact's own device."""
-    golden = verify.Golden.load(artifact)
-    if not verify.same_type(artifact.manifest, golden):
+    golden = Golden.load(artifact)
+    if not same_type(artifact.manifest, golden):
         raise ArtifactError(f"{artifact.folder}: the stored clips do not fit the graph", "export the run again")
     if artifact.manifest.target == "tensorrt" and "model.engine" not in artifact.manifest.files:
         artifact = Artifact(artifact.folder, artifact.manifest.model_copy(update={"target": "onnx"}))
     manifest = artifact.manifest
-    # int8 may be as far off as it was when its accuracy was accepted, with some room for other kernels.
-    allowed = manifest.verify.tolerance if manifest.precision == "int8" and manifest.verify else None
+    # What was accepted when it was exported, with some room for other kernels; of int8, too, whose accuracy was the judge.
+    allowed = manifest.verify.tolerance if manifest.verify else None
     with open_backend(artifact) as backend:
-        return verify.compare(backend, golden, manifest.precision, reference="torch fp32, stored clips", allowed=allowed)
+        part = verify.compare(backend, golden, manifest.precision, reference="torch fp32, stored clips", allowed=allowed)
+    verify.add_file(part, artifact, golden)
+    return part
 
 
 def _refuse(
@@ -406,9 +405,4 @@ def _refuse(
             f"{lost.max_drop:g} are allowed{even}",
             "use a float --precision, or allow more with --max-drop; the artefact is kept and marked",
         )
-    what = (
-        f"max error {part.max_abs:.3g} where {part.tolerance:.3g} is allowed"
-        if part.max_abs > part.tolerance >= 0
-        else f"only {part.top1_agreement:.1%} of the top-1 labels stay"
-    )
-    raise VerificationError(f"{artifact.folder}: not verified: {what}", hint)
+    raise VerificationError(f"{artifact.folder}: not verified: {verify.off_by(part)}", hint)

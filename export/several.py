@@ -58,7 +58,8 @@ def export_each(
         ]
     if out is not None:
         raise UsageError(
-            f"--out {out}: each of several exports has a folder of its own", "leave --out away, or name one --target"
+            f"--out {out}: each of several exports has a folder of its own",
+            "leave --out away, or name one --target and one --precision",
         )
     if run is not None and (run / MANIFEST).is_file():
         raise UsageError(f"{run}: an exported artefact; several targets are exported from a run", "give the run folder instead")

@@ -6,19 +6,22 @@ input of uint8 frames, is traced and checked.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from dtkd_edge.artifact import AccuracyPart, InputPart, unfinished
+from dtkd_edge.artifact import MANIFEST, AccuracyPart, Artifact, InputPart, StreamPart, unfinished
 from dtkd_edge.console import say
+from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.deploy.window import frame_spacing
-from dtkd_edge.errors import DataError
-from dtkd_edge.export import graph
+from dtkd_edge.errors import ArtifactError, DataError
+from dtkd_edge.export import clips, graph
 from dtkd_edge.export.accuracy import open_gate
 from dtkd_edge.export.targets import OPSET
 from dtkd_edge.models.base import VideoModel
@@ -61,11 +64,40 @@ def to_stream_onnx(form: StreamForm, card: ModelCard, path: Path, *, batch: int 
     return graph.finish(proto, card, path, opset, shape=list(example.shape), states=shapes)
 
 
-def beside_clip(model: VideoModel, card: ModelCard, stream: Backend, data: DataConfig) -> AccuracyPart | None:
+def beside_clip(model: VideoModel, card: ModelCard, stream: Backend, data: DataConfig, others: Path) -> StreamPart:
     """Top-1 of a float32 stream that is another function than the clip model, beside that one's; said, and returned.
 
-    None where no validation clip has a label of the model.
+    It is the same for every target and precision: what an artefact below `others` has of the same weights and clips is taken
+    over. None where no validation clip has a label of the model.
     """
+    manifest = stream.artifact.manifest
+    subject = _subject(model, data)
+    for path in sorted(others.glob(f"*/{MANIFEST}")):
+        with suppress(ArtifactError):
+            known = Artifact.open(path.parent, check_files=False).manifest
+            if known.stream and known.stream.accuracy and known.stream.accuracy_of == subject:
+                _say_beside(card, known.stream, f"; measured for {path.parent.name}")
+                return known.stream
+    part = StreamPart(delay=manifest.delay, accuracy=_measure(model, card, stream, data), accuracy_of=subject)
+    if part.accuracy:
+        _say_beside(card, part)
+    return part
+
+
+def _subject(model: VideoModel, data: DataConfig) -> str:
+    """Of the weights, and of the clips that they are compared on."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    catalogue = open_split(data, "val")
+    digest.update(repr(catalogue.classes).encode("utf-8", "surrogateescape"))
+    for number in clips.spread(catalogue, BESIDE):
+        clip = catalogue[int(number)]
+        digest.update(f"{clip.path}\t{clip.start}\t{clip.end}\t{clip.labels}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _measure(model: VideoModel, card: ModelCard, stream: Backend, data: DataConfig) -> AccuracyPart | None:
     manifest = stream.artifact.manifest
     shape = [1, card.frames, card.size, card.size, 3]
     clip = manifest.model_copy(update={"mode": "clip", "input": InputPart(shape=shape), "stream": None})
@@ -77,12 +109,15 @@ def beside_clip(model: VideoModel, card: ModelCard, stream: Backend, data: DataC
             except DataError as error:
                 say(f"accuracy of the stream beside the clip model's: not measured: {error.message}")
                 return None
-    part = gate.measure(stream)
-    delay = manifest.delay
+            return gate.measure(stream)
+
+
+def _say_beside(card: ModelCard, stream: StreamPart, more: str = "") -> None:
+    part, delay = stream.accuracy, stream.delay
+    assert part is not None
     seconds = delay * frame_spacing(card.preprocess.sampling)
     say(
         f"frame by frame {card.model} is another function than on clips: top-1 {part.top1:.1%} of {part.clips} clips, "
         f"{part.top1_reference:.1%} on clips (drop {part.drop:.1f} ± {part.stderr:.1f} points), a label comes {delay} frames "
-        f"({seconds:.1f} s) late; trained with --set student.options.causal=true both are one function and no label is late"
+        f"({seconds:.1f} s) late; trained with --set student.options.causal=true both are one function and no label is late{more}"
     )
-    return part

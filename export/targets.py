@@ -148,8 +148,9 @@ def request(
 ) -> Request:
     """Check a combination against the table. UsageError names the nearest legal one. `options` that are None are left out."""
     if target not in TARGETS:
-        near = difflib.get_close_matches(target, TARGETS, 1, cutoff=0.3)
-        raise UsageError(f"--target {target}: no such target", f"nearest: --target {near[0] if near else 'onnx'}")
+        near = difflib.get_close_matches(target, TARGETS, 1, cutoff=0.5)
+        advice = f"nearest: --target {near[0]}" if near else f"one or several of them: --target {','.join(TARGETS)}"
+        raise UsageError(f"--target {target}: no such target", advice)
     row = TARGETS[target]
     precision = precision or row.default_precision
     if precision == AUTO:
@@ -159,11 +160,15 @@ def request(
                 f"nearest: --target {target} --precision {row.default_precision}",
             )
     elif precision not in row.precisions:
+        has = next((f", or --target {t.name} --precision {precision}" for t in TARGETS.values() if precision in t.precisions), "")
         raise UsageError(
             f"--precision {precision}: the {target} target does not have it",
-            f"nearest: --target {target} --precision {_nearest_precision(precision, row.precisions)}",
+            f"nearest: --target {target} --precision {_nearest_precision(precision, row.precisions)}{has}",
         )
     if mode not in row.modes:
+        if not any(mode in t.modes for t in TARGETS.values()):
+            near = difflib.get_close_matches(mode, row.modes, 1, cutoff=0.0)
+            raise UsageError(f"--mode {mode}: no such mode", f"nearest: --target {target} --mode {near[0]}")
         other = [name for name, t in TARGETS.items() if mode in t.modes]
         raise UsageError(
             f"--mode {mode}: the {target} target does not have it",

@@ -14,8 +14,11 @@ TARGETS = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"
 __all__ = ["TARGETS", "Backend", "open_backend"]
 
 
-def open_backend(artifact: Artifact, *, device: str = "auto", threads: int | None = None) -> Backend:
+def open_backend(artifact: Artifact, *, device: str = "auto", threads: int | None = None, hint: str = "latency") -> Backend:
     """Open an artefact on a device ('auto', 'cpu', 'cuda', 'cuda:N', 'gpu', 'npu'); the runtime is imported only now.
+
+    hint: 'latency', or 'throughput' where `run` will get many clips at once; a runtime that makes no difference
+    (`Backend.hints`) is opened in its one way.
 
     Raises MissingDependency (the runtime is not installed), MissingDevice (it is, the device is not here), ArtifactError.
     """
@@ -23,5 +26,6 @@ def open_backend(artifact: Artifact, *, device: str = "auto", threads: int | Non
     if target not in TARGETS:
         raise ArtifactError(f"{artifact.folder}: no runtime for target {target!r}", f"known: {', '.join(TARGETS)}")
     module = importlib.import_module(f"{__name__}.{TARGETS[target]}")
-    backend: Backend = module.open_backend(artifact, device=device, threads=threads)
+    more = {"hint": hint} if hint in getattr(module.open_backend, "hints", ()) else {}
+    backend: Backend = module.open_backend(artifact, device=device, threads=threads, **more)
     return backend

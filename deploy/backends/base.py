@@ -19,12 +19,21 @@ class Backend(ABC):
     device               "cpu", "gpu", "cuda:0" …
     device_name          the device's full name, for records
     effective_precision  what the arithmetic really runs in, which may differ from what the manifest asks for
+    hints                what it can be set up for: `hint` of open_backend
+    at_once              batches that it computes side by side
+    properties           the runtime's own settings that move its speed, as it reports them
     """
 
     name: str
     device: str
     device_name: str
     effective_precision: str
+    hints: tuple[str, ...] = ()
+    at_once: int = 1
+
+    @property
+    def properties(self) -> dict[str, str]:
+        return {}
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -46,7 +55,12 @@ class Backend(ABC):
             batch = len(frames)
         if self.artifact.manifest.mode == "stream" and len(frames) > batch:
             raise UsageError(f"this stream artefact takes {batch} frames at once, one per stream, got {len(frames)}")
-        return _joined([self._run_batch(frames[start : start + batch], batch) for start in range(0, len(frames), batch)])
+        parts = [frames[start : start + batch] for start in range(0, len(frames), batch)]
+        if self.at_once > 1 and len(parts) > 1:
+            full = [self._filled(part, batch) for part in parts]
+            results = self._infer_side_by_side([{"frames": part} for part in full])
+            return _joined([_cut(self._heads(result), len(part)) for result, part in zip(results, parts, strict=True)])
+        return _joined([self._run_batch(part, batch) for part in parts])
 
     def run_clips(self, clips: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Whole clips, uint8 RGB `[N, T, H, W, 3]` → head → float32 logits `[N, K]`.
@@ -67,10 +81,12 @@ class Backend(ABC):
         return _joined(parts)
 
     def _run_batch(self, frames: NDArray[np.uint8], batch: int) -> dict[str, NDArray[np.float32]]:
-        count = len(frames)
-        filled = frames if count == batch else np.concatenate([frames, np.repeat(frames[-1:], batch - count, 0)])
-        out = self._heads(self._infer({"frames": np.ascontiguousarray(filled), **self._states}))
-        return out if count == batch else {head: logits[:count] for head, logits in out.items()}
+        return _cut(self._heads(self._infer({"frames": self._filled(frames, batch), **self._states})), len(frames))
+
+    @staticmethod
+    def _filled(frames: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
+        missing = batch - len(frames)
+        return np.ascontiguousarray(np.concatenate([frames, np.repeat(frames[-1:], missing, 0)]) if missing else frames)
 
     def reset(self) -> None:
         """Forget the past of a stream artefact: all of its states start from zero again."""
@@ -86,6 +102,10 @@ class Backend(ABC):
     @abstractmethod
     def _infer(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
         """Every output by its name in the graph, as arrays that the next call does not overwrite."""
+
+    def _infer_side_by_side(self, inputs: list[dict[str, NDArray]]) -> list[dict[str, NDArray]]:
+        """As `_infer` of each, in their order; a clip artefact's alone."""
+        return [self._infer(each) for each in inputs]
 
     @abstractmethod
     def close(self) -> None:
@@ -109,6 +129,10 @@ class Backend(ABC):
         if frames.ndim != len(want) + 1 or frames.shape[1:] != want or len(frames) < 1:
             shape = ", ".join(str(n) for n in want)
             raise UsageError(f"frames have shape {list(frames.shape)}, the model takes [N, {shape}]", "see Preprocess.frames")
+
+
+def _cut(out: dict[str, NDArray[np.float32]], count: int) -> dict[str, NDArray[np.float32]]:
+    return {head: logits[:count] for head, logits in out.items()}
 
 
 def _joined(parts: list[dict[str, NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:

@@ -29,15 +29,18 @@ EFFECTIVE = {
     "f16": "fp16",
     "float16": "fp16",
 }
+PROPERTIES = ("PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")
 CACHED = 16  # compiled models that are kept, the last ones made
 
 
 class OpenVinoBackend(Backend):
     name = "openvino"
+    hints = ("latency", "throughput")
     _request: Any = None
+    _requests: tuple[Any, ...] = ()  # those that run side by side
     _kept: dict[str, Any] | None = None  # a stream's states that the runtime keeps, by their names in the manifest
 
-    def __init__(self, artifact: Artifact, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, device: str = "auto", threads: int | None = None, hint: str = "latency") -> None:
         super().__init__(artifact)
         try:
             import openvino as ov
@@ -50,7 +53,11 @@ class OpenVinoBackend(Backend):
         precision = artifact.manifest.precision
         quantization = artifact.manifest.quantization
         floats = precision if precision != "int8" else quantization.rest if quantization else "fp32"
-        config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINT.get(floats, "f32")}
+        if floats == "fp16" and "FP16" not in core.get_property(chosen, "OPTIMIZATION_CAPABILITIES"):
+            floats = "fp32"  # asked for f16, a CPU that has only bf16 would take that, whose mantissa is eight times coarser
+        if artifact.manifest.mode == "stream":
+            hint = "latency"  # a frame needs the states of the one before
+        config = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": HINT.get(floats, "f32")}
         if threads and chosen == "CPU":
             config["INFERENCE_NUM_THREADS"] = str(threads)
         compiled = _compile(core, artifact, chosen, config)
@@ -60,10 +67,21 @@ class OpenVinoBackend(Backend):
         self.effective_precision = EFFECTIVE.get(effective, effective)
         if precision == "int8":
             self.effective_precision = "int8" if self.effective_precision == "fp32" else f"int8+{self.effective_precision}"
-        self._take(compiled)
+        self._take(compiled, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if hint == "throughput" else 1)
 
-    def _take(self, compiled: Any) -> None:
-        self._request = compiled.create_infer_request()
+    @property
+    def properties(self) -> dict[str, str]:
+        """The hint, what OpenVINO made of it, and the requests that run side by side."""
+        found = {}
+        for name in PROPERTIES:
+            with suppress(RuntimeError):  # a GPU has no threads
+                found[name] = _plain(self._compiled.get_property(name))
+        return {**found, "requests": str(self.at_once)}
+
+    def _take(self, compiled: Any, at_once: int = 1) -> None:
+        self._compiled = compiled
+        self._requests = tuple(compiled.create_infer_request() for _ in range(at_once))
+        self._request, self.at_once = self._requests[0], at_once
         self._names = {port.any_name: port for port in compiled.outputs}
         inside = {state.name: state for state in self._request.query_state()}
         names = [state.name for state in self.artifact.manifest.input.states]
@@ -98,8 +116,28 @@ class OpenVinoBackend(Backend):
         results = self._request.infer(inputs, share_inputs=True)  # outputs are copies
         return {name: np.asarray(results[port]) for name, port in self._names.items()}
 
+    def _infer_side_by_side(self, inputs: list[dict[str, NDArray]]) -> list[dict[str, NDArray]]:
+        """In turn to each request, as soon as it is free; the results in the order of the inputs."""
+        out: list[dict[str, NDArray]] = []
+        waiting = min(len(self._requests), len(inputs))
+        for number, each in enumerate(inputs):
+            if number >= waiting:
+                out.append(self._result(number - waiting, waiting))
+            self._requests[number % waiting].start_async(each, share_inputs=True)
+        return out + [self._result(number, waiting) for number in range(len(inputs) - waiting, len(inputs))]
+
+    def _result(self, number: int, waiting: int) -> dict[str, NDArray]:
+        request = self._requests[number % waiting]
+        request.wait()
+        return {name: np.array(request.get_tensor(port).data) for name, port in self._names.items()}
+
     def close(self) -> None:
-        self._request, self._kept = None, None
+        self._request, self._kept, self._requests, self._compiled = None, None, (), None
+
+
+def _plain(value: Any) -> str:
+    """A property's value as a word: enumerations and types have their own."""
+    return str(value.to_string() if hasattr(value, "to_string") else getattr(value, "name", value))
 
 
 def with_states_inside(model: Any, names: list[str]) -> Any:

@@ -28,7 +28,7 @@ from dtkd_edge.benchmarks.command import bench
 from dtkd_edge.benchmarks.page import page
 from dtkd_edge.benchmarks.queries import make_inputs, make_query
 from dtkd_edge.benchmarks.record import Record, parse_records, read_records
-from dtkd_edge.benchmarks.report import markdown, number, table
+from dtkd_edge.benchmarks.report import legend, markdown, number, table
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.deploy.backends import open_backend
@@ -79,6 +79,11 @@ def test_one_record_per_artefact_and_scenario(records: tuple[Path, list[Record]]
         assert row.timed_region.startswith("uint8 frames") and row.views == "1x1"
         assert row.tools["onnxruntime"] and row.files
         assert "--min-queries 20" in row.command and "--threads 1" in row.command
+        hint = {"single-stream": "LATENCY", "offline": "THROUGHPUT"}[row.scenario]
+        assert row.runtime.get("PERFORMANCE_HINT", hint) == hint and ("NUM_STREAMS" in row.runtime) == (row.target == "openvino")
+    assert any(
+        f"offline: PERFORMANCE_HINT THROUGHPUT, NUM_STREAMS {rows[3].runtime['NUM_STREAMS']}" in line for line in legend(rows)
+    )
     assert read_records(run / "bench.jsonl") == rows
 
 

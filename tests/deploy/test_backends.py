@@ -69,6 +69,31 @@ def test_openvino_runs_in_the_precision_that_the_manifest_asks_for(openvino_arti
     bf16 = artifact.manifest.model_copy(update={"precision": "bf16"})
     with open_backend(Artifact(artifact.folder, bf16)) as backend:
         assert backend.effective_precision in ("bf16", "fp32")  # fp32: a CPU without bf16
+    fp16 = artifact.manifest.model_copy(update={"precision": "fp16"})
+    with open_backend(Artifact(artifact.folder, fp16)) as backend:  # left alone, OpenVINO takes bf16 on a CPU that has no f16
+        assert backend.effective_precision in ("fp16", "fp32")
+
+
+@pytest.mark.parametrize("threads", [None, 1])
+def test_throughput_gives_every_clip_its_own_answer(openvino_artifact: Path, clips: np.ndarray, threads: int | None) -> None:
+    """Many requests side by side: the order is kept, also over several calls and for numbers of clips that do not divide."""
+    artifact = Artifact.open(openvino_artifact)
+    many = np.stack([np.roll(clips[i % len(clips)], 3 * i, axis=2) for i in range(23)])
+    with open_backend(artifact, device="cpu", threads=threads) as one:
+        wanted = one.run(many)["action"]
+        assert one.at_once == 1 and one.properties["PERFORMANCE_HINT"] == "LATENCY" and one.properties["NUM_STREAMS"] == "1"
+    assert len(np.unique(wanted.round(4), axis=0)) == len(many)
+    with open_backend(artifact, device="cpu", threads=threads, hint="throughput") as wide:
+        for count in (23, 1, 5, 2):
+            np.testing.assert_allclose(wide.run(many[:count])["action"], wanted[:count], atol=1e-5)
+        settings = wide.properties
+    assert settings["PERFORMANCE_HINT"] == "THROUGHPUT" and int(settings["requests"]) >= int(settings["NUM_STREAMS"]) >= 1
+    assert settings["INFERENCE_PRECISION_HINT"] == "f32" and (threads is None or settings["INFERENCE_NUM_THREADS"] == "1")
+
+
+def test_a_runtime_without_hints_is_opened_in_its_one_way(onnx_artifact: Path, clips: np.ndarray) -> None:
+    with open_backend(Artifact.open(onnx_artifact), device="cpu", hint="throughput") as backend:
+        assert backend.at_once == 1 and backend.run(clips)["action"].shape[0] == len(clips)
 
 
 @pytest.mark.parametrize(("target", "device"), [("onnx", "cuda"), ("onnx", "gpu"), ("openvino", "cuda"), ("openvino", "npu")])

@@ -9,6 +9,7 @@ import torch
 
 import dtkd_edge
 from dtkd_edge.models import VideoModel, create_model
+from dtkd_edge.models.base import fit_clip
 from dtkd_edge.models.saved import ModelCard, save_model
 from dtkd_edge.preprocess import Preprocess, Sampling
 
@@ -36,18 +37,35 @@ def write_video(path: Path, seed: int, frames: int = 16, size: int = 64) -> None
 
 
 def trained(model: VideoModel, seed: int = 0) -> VideoModel:
-    """Weights and batch-norm statistics that are not the initial ones, so that folding them wrongly shows."""
+    """Weights and batch-norm statistics that are not the initial ones, so that folding them wrongly shows.
+
+    The statistics are those of some clips, as a training leaves them: with any others the clips' differences die out from layer
+    to layer, and the logits are the same for all up to rounding.
+    """
     generator = torch.Generator().manual_seed(seed)
+    info = model.info
+    noise = torch.rand((4, 3, info.frames, info.size // 8, info.size // 8), generator=generator)
+    clips = 4 * torch.nn.functional.interpolate(noise, (info.frames, info.size, info.size)) - 2
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
-                module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
                 module.weight.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
                 module.bias.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
+                module.momentum = None  # the mean of all batches, which is one
+        model.train()(clips)
         for parameter in model.head_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
     return model.eval()
+
+
+def teach(model: VideoModel, frames: np.ndarray, labels: np.ndarray) -> None:
+    """The head becomes the nearest class mean of the features: what a training reaches with clips that are easily told apart."""
+    with torch.no_grad():
+        features = model.forward_features(fit_clip(torch.from_numpy(frames), model.info))[model.info.last_tap].mean((2, 3, 4))
+        means = torch.stack([features[torch.from_numpy(labels) == k].mean(0) for k in range(labels.max() + 1)])
+        weight, bias = model.head_parameters()
+        weight.copy_(means - features.mean(0))
+        bias.copy_(-0.5 * (means.square().sum(1) - features.mean(0).square().sum()))
 
 
 def make_card(model: VideoModel, labels: dict[str, list[str]], options: dict | None = None) -> ModelCard:

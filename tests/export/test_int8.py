@@ -9,18 +9,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_runs import CLASSES, make_card, write_run
+from export_runs import CLASSES, make_card, teach, write_run
 
 from dtkd_edge.artifact import Artifact, unfinished
 from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.errors import DataError, UsageError, VerificationError
-from dtkd_edge.export import command, graph, targets, verify
+from dtkd_edge.export import command, graph, targets
 from dtkd_edge.export.accuracy import Gate, paired
 from dtkd_edge.export.clips import Calibration
 from dtkd_edge.export.command import export
+from dtkd_edge.export.golden import reference_run
 from dtkd_edge.export.int8 import Int8
 from dtkd_edge.models import VideoModel, create_model
-from dtkd_edge.models.base import fit_clip
 from dtkd_edge.models.saved import load_model, save_model
 from dtkd_edge.video import read_input
 
@@ -39,16 +39,6 @@ def spoil(model: VideoModel, blocks: int) -> VideoModel:
             norm.bias[0] *= WORST
             project.weight[:, 0] /= WORST
     return model
-
-
-def teach(model: VideoModel, frames: np.ndarray, labels: np.ndarray) -> None:
-    """The head becomes the nearest class mean of the features: what a training reaches with clips that are easily told apart."""
-    with torch.no_grad():
-        features = model.forward_features(fit_clip(torch.from_numpy(frames), model.info))[model.info.last_tap].mean((2, 3, 4))
-        means = torch.stack([features[torch.from_numpy(labels) == k].mean(0) for k in range(labels.max() + 1)])
-        weight, bias = model.head_parameters()
-        weight.copy_(means - features.mean(0))
-        bias.copy_(-0.5 * (means.square().sum(1) - features.mean(0).square().sum()))
 
 
 def quantizer(folder: Path, blocks: int, max_drop: float, target: str = "onnx") -> tuple[Int8, onnx.ModelProto, Backend]:
@@ -115,7 +105,7 @@ def spoiled(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("runs") / "spoiled", data)
     model, card = load_model(folder / "student")
     paths = sorted(data.rglob("*.mp4"))
-    margin = np.diff(verify.reference_run(model)(np.concatenate([read_input(p, card.preprocess) for p in paths]))["action"])[:, 0]
+    margin = np.diff(reference_run(model)(np.concatenate([read_input(p, card.preprocess) for p in paths]))["action"])[:, 0]
     with torch.no_grad():
         list(model.head_parameters())[1][0] += float(np.median(margin))
     save_model(folder / "student", spoil(model, 99), card)

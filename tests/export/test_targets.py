@@ -20,9 +20,10 @@ def test_every_combination_is_legal_or_refused_with_a_legal_one(target: str, pre
         return
     with pytest.raises(UsageError) as caught:
         request(target, precision, mode)
-    words = caught.value.hint.split()
-    asked = {words[i].lstrip("-"): words[i + 1] for i in range(1, len(words), 2)}
-    request(asked["target"], asked.get("precision"), asked.get("mode", "clip"))  # the advice itself is legal
+    for advice in caught.value.hint.removeprefix("nearest: ").split(", or "):
+        words = advice.split()
+        asked = {words[i].lstrip("-"): words[i + 1] for i in range(0, len(words), 2)}
+        request(asked["target"], asked.get("precision"), asked.get("mode", "clip"))  # the advice itself is legal
 
 
 def test_defaults() -> None:
@@ -36,6 +37,9 @@ def test_defaults() -> None:
     [
         ({"target": "openvio"}, "openvino"),
         ({"target": "onnx", "precision": "fp61"}, "fp16"),
+        ({"target": "onnx", "precision": "bf16"}, "--target openvino --precision bf16"),
+        ({"target": "all"}, "one or several of them: --target onnx,openvino,tensorrt"),
+        ({"target": "openvino", "mode": "streaming"}, "--target openvino --mode stream"),
         ({"target": "onnx", "batch": 0}, "--batch 1"),
         ({"target": "tensorrt", "dynamic_batch": True}, "--batch 1"),
         ({"target": "onnx", "workspace": 5}, "--target tensorrt"),

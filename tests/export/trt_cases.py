@@ -472,13 +472,14 @@ def test_the_doubles_refuse_what_this_tensorrt_refuses() -> None:
 def test_an_engine_ready_folder_becomes_an_engine(engine_folder: Path, monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
     """The whole command on the device: the folder is replaced by one with engine, key and verification; or it is left alone."""
     from dtkd_edge.artifact import Artifact, new_artifact
-    from dtkd_edge.export import command, verify
+    from dtkd_edge.export import command
+    from dtkd_edge.export.golden import GOLDEN, Golden
 
     ready = Artifact.open(engine_folder).manifest.model_copy(update={"engine_key": None})
-    golden = verify.Golden(np.zeros((4, 8, 8, 8, 3), np.uint8), np.arange(4) < 3, {"action": np.zeros((4, 2), np.float32)})
+    golden = Golden.of(np.zeros((4, 8, 8, 8, 3), np.uint8), np.arange(4) < 3, {"action": np.zeros((4, 2), np.float32)})
     with new_artifact(engine_folder, ready) as aside:
         (aside / "model.onnx").write_bytes(b"onnx")
-        golden.save(aside / verify.GOLDEN)
+        golden.save(aside / GOLDEN)
     tensorrt, _, _ = _runner(monkeypatch)
     stage = Stage(engine=b"ENGINE" if works else None)
     stage.module.Runtime = tensorrt.import_tensorrt().Runtime
