@@ -80,15 +80,19 @@ def predict_all(
                 ahead.append((video, pool.submit(classifier.read, video)))
 
         decode()
-        while ahead:
-            video, clip = ahead.popleft()
-            decode()  # before the inference, which the decoders must not have to wait for
-            try:
-                probabilities = classifier.predict_frames(clip.result())
-            except VideoError as error:
-                yield video, error
-                continue
-            yield video, classifier.prediction({head: p[0] for head, p in probabilities.items()})
+        try:
+            while ahead:
+                video, clip = ahead.popleft()
+                decode()  # before the inference, which the decoders must not have to wait for
+                try:
+                    probabilities = classifier.predict_frames(clip.result())
+                except VideoError as error:
+                    yield video, error
+                    continue
+                yield video, classifier.prediction({head: p[0] for head, p in probabilities.items()})
+        finally:  # ended early, by Ctrl-C or a fault: what waits is not decoded any more
+            for _, clip in ahead:
+                clip.cancel()
 
 
 def _print(video: Path, result: Prediction, top: int) -> None:

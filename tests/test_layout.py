@@ -24,6 +24,7 @@ GROUND = (
     "video",
     "frames",
     "recipe",
+    "recipe_reader",
     "runs",
     "console",
     "exits",

@@ -164,7 +164,7 @@ class TeacherCache:
 
 def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32", grid: Grid = (4, 5, 5)) -> str:
     """16 hex digits that change with whatever the stored outputs depend on."""
-    digest = hashlib.sha256(f"2 {precision} {grid}".encode())
+    digest = hashlib.sha256(f"3 {precision} {grid}".encode())
     for name, value in teacher.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 import dtkd_edge
 import dtkd_edge.errors
 from dtkd_edge.deploy.classifier import softmax
+from dtkd_edge.deploy.command import predict_all
 from dtkd_edge.errors import ArtifactError, UsageError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.video import read_clip
@@ -146,3 +148,21 @@ def test_the_runtime_never_imports_torch(onnx_artifact: Path, tmp_path: Path) ->
 def test_video_errors_are_raised_in_python(onnx_artifact: Path, tmp_path: Path) -> None:
     with dtkd_edge.load(onnx_artifact) as classifier, pytest.raises(VideoError, match=r"nothing\.mp4"):
         classifier.predict(tmp_path / "nothing.mp4")
+
+
+def test_a_listing_that_ends_early_decodes_no_more(onnx_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = [write_mp4(tmp_path / f"{i}.mp4", frames=12, size=(64, 48), seed=i) for i in range(8)]
+    with dtkd_edge.load(onnx_artifact) as classifier:
+        started, go_on, whole = [], threading.Semaphore(2), classifier.read
+
+        def read(video: Path) -> np.ndarray:
+            started.append(video)
+            assert go_on.acquire(timeout=30)
+            return whole(video)
+
+        monkeypatch.setattr(classifier, "read", read)
+        listing = predict_all(classifier, videos, decoders=1)
+        assert next(listing)[0] == videos[0]
+        threading.Timer(0.3, go_on.release, (len(videos),)).start()  # those that have begun by then go on
+        listing.close()
+        assert 2 <= len(started) <= 3
