@@ -78,6 +78,7 @@ class EngineKey(_Part):
 
 class VerifyPart(_Part):
     passed: bool
+    reason: str | None = Field(None, description="why the logits are not verified, as a clause")
     reference: str
     clips: int
     max_abs: float = Field(..., description="largest error of a logit")

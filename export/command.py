@@ -129,7 +129,7 @@ def export(
 def verify_artifact(folder: Path) -> Path:
     """Repeat the verification from the stored clips, on this machine, without torch. The artefact is not changed."""
     artifact = Artifact.open(folder)
-    part = _verify_stored(artifact)
+    part = _verify_stored(artifact, _stored_clips(artifact))
     say(verify.verdict(artifact, part))
     _refuse(artifact, part, "it computes something else on this machine: export it again, or use another device or --precision")
     return folder
@@ -143,6 +143,7 @@ def build_engine(artifact: Artifact, request: Request) -> Artifact:
     trt = import_tensorrt()
     tensorrt.check_version(trt)
     key = tensorrt.engine_key(current_key(trt, Cuda(0)), request)
+    golden = _stored_clips(artifact)  # before the minutes of the build
     say(f"building a TensorRT {key.tensorrt} engine for {key.gpu}; this takes minutes, the second time less")
     onnx_path = artifact.file(".onnx")
     manifest = artifact.manifest.model_copy(
@@ -155,7 +156,7 @@ def build_engine(artifact: Artifact, request: Request) -> Artifact:
         engine = aside / "model.engine"
         tensorrt.build_engine(trt, onnx_path, engine, request, timing_cache=tensorrt.cache_path(key), log=log)
         shutil.copy2(log, aside / "build.log")
-        manifest.verify = _verify_stored(unfinished(aside, manifest))
+        manifest.verify = _verify_stored(unfinished(aside, manifest), golden)
     built = Artifact.open(artifact.folder)
     log.unlink(missing_ok=True)
     assert built.manifest.verify is not None
@@ -265,7 +266,7 @@ def _check_reference(reference: Backend, golden: Golden) -> None:
     """The gate compares with the traced graph, which runs faster than torch: it has to be the same function."""
     part = verify.compare(reference, golden, "fp32")
     if not part.passed:
-        raise VerificationError(f"the traced float32 graph: {verify.off_by(part)}", "report this")
+        raise VerificationError(f"the traced float32 graph: {part.reason}", "report this")
 
 
 def _write(
@@ -376,11 +377,15 @@ def _open_float32(float32: Artifact, request: Request) -> Backend:
     return open_backend(float32, device="cpu", threads=1)
 
 
-def _verify_stored(artifact: Artifact) -> VerifyPart:
-    """Against golden.npz, on the artefact's own device."""
+def _stored_clips(artifact: Artifact) -> Golden:
     golden = Golden.load(artifact)
     if not same_type(artifact.manifest, golden):
         raise ArtifactError(f"{artifact.folder}: the stored clips do not fit the graph", "export the run again")
+    return golden
+
+
+def _verify_stored(artifact: Artifact, golden: Golden) -> VerifyPart:
+    """Against the clips of golden.npz, on the artefact's own device."""
     if artifact.manifest.target == "tensorrt" and "model.engine" not in artifact.manifest.files:
         artifact = Artifact(artifact.folder, artifact.manifest.model_copy(update={"target": "onnx"}))
     manifest = artifact.manifest
@@ -405,4 +410,4 @@ def _refuse(
             f"{lost.max_drop:g} are allowed{even}",
             "use a float --precision, or allow more with --max-drop; the artefact is kept and marked",
         )
-    raise VerificationError(f"{artifact.folder}: not verified: {verify.off_by(part)}", hint)
+    raise VerificationError(f"{artifact.folder}: not verified: {part.reason}", hint)

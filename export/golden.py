@@ -73,6 +73,10 @@ class Golden:
             raise ArtifactError(f"{artifact.folder}: no {GOLDEN} to verify against", "export the run again")
         try:
             with np.load(path, allow_pickle=False) as stored:
+                if not any(name.startswith("scales.") for name in stored.files):
+                    raise ArtifactError(
+                        f"{path}: stored by an earlier version, without the spread of the logits", "export the run again"
+                    )
                 logits, yardsticks = (
                     {head: stored[f"{name}.{head}"] for head in artifact.manifest.labels} for name in ("logits", "scales")
                 )
@@ -87,8 +91,8 @@ def scales(logits: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.f
     It is how far the logits of the real clips spread about their mean (the root of the mean square over clips and classes): what
     all clips have in common says nothing about a clip, and a network that ignored its input would be off by just that. A clip
     that lies further from the mean, as black or white may, is measured by its own distance. Where the spread is small beside the
-    logits themselves, a hundredth of the largest is the yardstick, of which
-    the tolerances are about one rounding of the logits themselves.
+    logits themselves, a hundredth of the largest is the yardstick, of which the tolerances are about one rounding of the logits
+    themselves.
     """
     values = logits.astype(np.float64)
     common = values[real if real.any() else slice(None)]

@@ -76,8 +76,9 @@ def beside_clip(model: VideoModel, card: ModelCard, stream: Backend, data: DataC
         with suppress(ArtifactError):
             known = Artifact.open(path.parent, check_files=False).manifest
             if known.stream and known.stream.accuracy and known.stream.accuracy_of == subject:
-                _say_beside(card, known.stream, f"; measured for {path.parent.name}")
-                return known.stream
+                part = StreamPart(delay=manifest.delay, accuracy=known.stream.accuracy, accuracy_of=subject)
+                _say_beside(card, part, f"; measured for {path.parent.name}")
+                return part
     part = StreamPart(delay=manifest.delay, accuracy=_measure(model, card, stream, data), accuracy_of=subject)
     if part.accuracy:
         _say_beside(card, part)

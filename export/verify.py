@@ -17,10 +17,14 @@ from dtkd_edge.export.golden import Golden, Logits, Run
 # Largest allowed error, in units of the clip's yardstick (`golden.scales`), root mean square over clips and classes. Half
 # precision rounds each of some 50 layers to 2^-11, bfloat16 to 2^-8. int8 has no tolerance on values when it is exported: it is
 # accepted or refused by its accuracy.
-TOLERANCE = {"fp32": 5e-4, "fp16": 6e-2, "bf16": 5e-1, "int8": float("inf")}
-ONE_CLIP = 4.0  # times the tolerance: the largest error of any one clip
+TOLERANCE = {"fp32": 5e-4, "fp16": 6e-2, "bf16": 3e-1, "int8": float("inf")}
+# Times the tolerance: the largest error of any one clip, of any one class (root mean square over clips), of any one logit. In the
+# mean over 400 classes a dead one is a twentieth of itself.
+ONE_CLIP, ONE_CLASS, ONE_LOGIT = 4.0, 2.0, 8.0
 # Smallest share of real clips whose top-1 label stays, of those on which float32 prefers it clearly: by twice the tolerance.
 AGREEMENT = {"fp32": 1.0, "fp16": 0.995, "bf16": 0.95, "int8": 0.0}
+# The same of all real clips; one more may change, however few there are. In fp32 what changes is a tie or clear.
+ALL_AGREEMENT = {"fp32": 0.0, "fp16": 0.85, "bf16": 0.85, "int8": 0.0}
 # Elsewhere the error may be so many times what it was at export: kernels of other processors round otherwise, or saturate.
 DRIFT = 2.0
 
@@ -39,21 +43,39 @@ def one_call(backend: Backend) -> Run:
 
 @dataclass(frozen=True)
 class Errors:
-    """Of the head that is off most, in units of the yardstick. error: root mean square over the clips; worst: of any clip."""
+    """Of the head that is off most, in units of the yardstick. error: root mean square over clips and classes; worst: over the
+    classes of the worst clip; of_class: over the clips of the worst class; logit: of any one."""
 
     error: float
     worst: float
+    of_class: float
+    logit: float
 
     @classmethod
     def between(cls, golden: Golden, got: Logits) -> Errors:
-        clips = []
+        heads = []
         for head, scale in golden.scales.items():
-            off = np.sqrt(np.square(got[head].astype(np.float64) - golden.logits[head]).mean(1))
-            clips.append(off / np.maximum(scale, np.finfo(np.float32).tiny))
-        return cls(
-            max(float(np.sqrt(np.square(each).mean())) for each in clips),
-            max(float(each.max()) for each in clips),
-        )
+            off = got[head].astype(np.float64) - golden.logits[head]
+            square = np.square(off / np.maximum(scale, np.finfo(np.float32).tiny)[:, None])
+            heads.append(np.sqrt([square.mean(), square.mean(1).max(), square.mean(0).max(), square.max()]))
+        return cls(*np.max(heads, 0).tolist())
+
+    @property
+    def needed(self) -> float:
+        """The least tolerance that allows them."""
+        return max(self.error, self.worst / ONE_CLIP, self.of_class / ONE_CLASS, self.logit / ONE_LOGIT)
+
+    def beyond(self, tolerance: float) -> str | None:
+        """Which of them the tolerance does not allow, as a clause."""
+        for what, value, times in (
+            ("", self.error, 1.0),
+            ("one clip is ", self.worst, ONE_CLIP),
+            ("one class is ", self.of_class, ONE_CLASS),
+            ("one logit is ", self.logit, ONE_LOGIT),
+        ):
+            if value > times * tolerance:
+                return f"{what}off by {value:.2g} of the logits' spread, {times * tolerance:.2g} is allowed"
+        return None
 
 
 def flips(golden: Golden, got: Logits, tolerance: float) -> tuple[int, int, int]:
@@ -83,6 +105,7 @@ def compare(
     part = VerifyPart(
         passed=False, reference=reference, clips=int(golden.real.sum()), max_abs=UNUSABLE, mean_abs=UNUSABLE, error=UNUSABLE,
         worst=UNUSABLE, top1_agreement=0.0, tolerance=tolerance if tolerance < UNUSABLE else 0.0, speedup=None,
+        reason="an output is missing, of another shape, or not finite",
     )  # fmt: skip
     whole = {head: value.shape == (len(golden.frames), wanted.get(head)) for head, value in got.items()}
     if set(got) != set(wanted) or not all(whole.values()) or not all(np.isfinite(v).all() for v in got.values()):
@@ -93,14 +116,23 @@ def compare(
     part.error, part.worst = seen.error, seen.worst
     count, changed, clear = flips(golden, got, tolerance)
     part.top1_agreement = 1 - changed / count if count else 1.0
-    # In a lowered precision one clip may flip, however few there are.
-    may = max(int((1 - AGREEMENT[precision]) * count), 0 if precision == "fp32" else 1)
-    part.passed = seen.error <= tolerance and seen.worst <= ONE_CLIP * tolerance and clear <= may
+    part.reason = seen.beyond(tolerance) or _too_many(precision, count, changed, clear)
+    part.passed = part.reason is None
     if allowed is None and (part.passed or precision == "int8"):
         kept = golden.stored()
         there = Errors.between(golden.pick(kept), {head: value[kept] for head, value in got.items()})
-        part.tolerance = max(part.tolerance, DRIFT * there.error, DRIFT * there.worst / ONE_CLIP)
+        part.tolerance = max(part.tolerance, DRIFT * there.needed)
     return part
+
+
+def _too_many(precision: str, count: int, changed: int, clear: int) -> str | None:
+    """Whether more of `count` labels change than may, as a clause."""
+    # In a lowered precision one clip may flip, however few there are.
+    may = max(int((1 - AGREEMENT[precision]) * count), 0 if precision == "fp32" else 1)
+    if clear > may:
+        return f"{clear} of {count} top-1 labels change that fp32 clearly prefers, {may} may"
+    may = int((1 - ALL_AGREEMENT[precision]) * count) + 1
+    return f"{changed} of {count} top-1 labels change, {may} may" if changed > may else None
 
 
 def add_file(part: VerifyPart, artifact: Artifact, golden: Golden) -> None:
@@ -115,7 +147,9 @@ def add_file(part: VerifyPart, artifact: Artifact, golden: Golden) -> None:
     exact = Artifact(artifact.folder, manifest.model_copy(update={"precision": "fp32"}))
     with open_backend(exact, device="cpu") as backend:
         same = compare(backend, golden.pick(golden.stored()), "fp32")
-    part.in_fp32, part.passed = same.error, part.passed and same.passed
+    part.in_fp32 = same.error
+    if not same.passed:
+        part.passed, part.reason = False, f"its file computed in fp32: {same.reason}"
 
 
 def latency(runs: list[Run], frames: NDArray[np.uint8]) -> list[float]:
@@ -133,19 +167,6 @@ def latency(runs: list[Run], frames: NDArray[np.uint8]) -> list[float]:
                 run(frames)
                 taken.append((time.perf_counter() - start) * 1e3)
     return [statistics.median(taken) for taken in times]
-
-
-def off_by(part: VerifyPart) -> str:
-    """Why it is not verified, as a clause."""
-    if part.max_abs >= UNUSABLE:
-        return "an output is missing, of another shape, or not finite"
-    if part.in_fp32 is not None and part.in_fp32 > TOLERANCE["fp32"]:
-        return f"its file computed in fp32 is off by {part.in_fp32:.2g} of the logits' spread, {TOLERANCE['fp32']:g} is allowed"
-    if part.error is not None and part.error > part.tolerance:
-        return f"off by {part.error:.2g} of the logits' spread, {part.tolerance:.2g} is allowed"
-    if part.worst is not None and part.worst > ONE_CLIP * part.tolerance:
-        return f"one clip is off by {part.worst:.2g} of the logits' spread, {ONE_CLIP * part.tolerance:.2g} is allowed"
-    return f"only {part.top1_agreement:.1%} of the top-1 labels stay"
 
 
 def verdict(artifact: Artifact, part: VerifyPart, ms: dict[str, float] | None = None) -> str:

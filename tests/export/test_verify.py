@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from export_runs import CLASSES, make_card, teach, trained
 
 from dtkd_edge.artifact import Artifact, InputPart, Manifest, ModelPart, OutputPart, VerifyPart, now, unfinished
 from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.errors import ArtifactError
 from dtkd_edge.export import graph, openvino, verify
 from dtkd_edge.export.golden import GOLDEN, STORED, Golden, make_golden, scales
 from dtkd_edge.export.precision import to_fp16
@@ -156,4 +159,83 @@ def test_one_clip_alone_may_not_be_far_off(model: VideoModel, traced: onnx.Model
     golden.logits["action"][7] += 0.3 * golden.scales["action"][7]
     part = verified(artifact, golden)
     assert not part.passed and part.error is not None and part.error < part.tolerance == verify.TOLERANCE["fp16"]
-    assert "one clip is off by 0.3" in verify.off_by(part)
+    assert part.reason is not None and "one clip is off by 0.3" in part.reason
+
+
+def many(classes: int, sure: float = 6.0) -> Golden:
+    """64 real clips and three others; each real one has a label, `sure` above what all logits vary by (0: noise alone)."""
+    rng, real = np.random.default_rng(2), np.arange(67) < 64
+    logits = rng.normal(0, 1, (67, classes)) + rng.normal(0, 0.5, classes)
+    logits[np.arange(67), rng.integers(0, classes, 67)] += sure
+    return Golden.of(np.zeros((67, 1, 1, 1, 3), np.uint8), real, {"action": logits.astype(np.float32)})
+
+
+def answers(golden: Golden, logits: np.ndarray, precision: str) -> VerifyPart:
+    """What is said of a runtime that answers so."""
+    manifest = SimpleNamespace(outputs=[OutputPart(name="action", head="action", classes=golden.logits["action"].shape[1])])
+    backend: Any = SimpleNamespace(
+        artifact=SimpleNamespace(manifest=manifest), run_clips=lambda frames: {"action": logits.astype(np.float32)}
+    )
+    return verify.compare(backend, golden, precision)
+
+
+# Root mean square that right artefacts were measured to be off by.
+ROUNDING = {"fp16": 0.023, "bf16": 0.22}
+
+
+def rounded(golden: Golden, precision: str) -> np.ndarray:
+    """Logits as that precision may round them: more in some classes than in others, and more in some clips."""
+    rng, logits = np.random.default_rng(3), golden.logits["action"]
+    size = np.outer(rng.uniform(0.5, 1.5, len(logits)), rng.uniform(0.5, 1.5, logits.shape[1]))
+    noise = size * rng.normal(size=logits.shape) * golden.scales["action"][:, None]
+    return logits + noise * ROUNDING[precision] / np.sqrt(np.square(noise / golden.scales["action"][:, None]).mean())
+
+
+@pytest.mark.parametrize("classes", [2, 40, 400, 700])
+@pytest.mark.parametrize("precision", list(ROUNDING))
+def test_rounding_passes_and_one_wrong_class_does_not_however_many_there_are(precision: str, classes: int) -> None:
+    golden = many(classes)
+    right = rounded(golden, precision)
+    part = answers(golden, right, precision)
+    assert part.passed and part.reason is None and part.error == pytest.approx(ROUNDING[precision], rel=1e-3), part
+    row, spread = classes // 2, golden.scales["action"].min()
+    dead, shifted, one = right.copy(), right.copy(), right.copy()
+    dead[:, row] = 0.1  # its row of the classifier is zero, what is left is its bias
+    shifted[:, row] -= spread
+    one[5, row] -= 10 * verify.TOLERANCE[precision] * golden.scales["action"][5]
+    for wrong in (dead, shifted, one):
+        part = answers(golden, wrong, precision)
+        assert not part.passed and part.reason is not None, part
+        if classes >= 400:  # the mean over classes says nothing of it
+            assert part.error is not None and part.error < verify.TOLERANCE[precision]
+            assert part.reason.startswith("one logit is off by" if wrong is one else "one class is off by"), part.reason
+
+
+@pytest.mark.parametrize("classes", [2, 10, 400])
+def test_noise_that_changes_many_labels_is_no_rounding(classes: int) -> None:
+    """Within the tolerance, and no label changes that float32 was sure of; but a sixth of them and more do."""
+    golden = many(classes, sure=0)
+    logits, scale = golden.logits["action"], golden.scales["action"]
+    noise = np.random.default_rng(4).normal(0, 0.48, logits.shape) * scale[:, None]
+    assert not answers(golden, logits + noise, "bf16").passed
+    ties = logits.copy()  # a hundredth of a spread between the first two
+    first, second = np.argsort(logits, 1)[:, -1], np.argsort(logits, 1)[:, -2]
+    rows = np.arange(len(logits))
+    ties[rows, second] = ties[rows, first] - 0.01 * scale
+    golden = Golden.of(golden.frames, golden.real, {"action": ties})
+    for count, passes in ((10, True), (11, False)):  # 15 % of 64, and one clip more
+        other = ties.copy()
+        other[rows[:count], second[:count]] += 0.02 * scale[:count]
+        part = answers(golden, other, "bf16")
+        assert part.passed == passes and part.error is not None and part.error < 0.03
+        assert part.reason == (None if passes else "11 of 64 top-1 labels change, 10 may")
+
+
+def test_stored_clips_of_an_earlier_version(model: VideoModel, traced: onnx.ModelProto, tmp_path: Path) -> None:
+    artifact = artefact(traced, model, "onnx", "fp32", tmp_path / "earlier")
+    golden = Golden.of(np.zeros((3, 8, SIZE, SIZE, 3), np.uint8), np.ones(3, bool), {"action": np.zeros((3, 2), np.float32)})
+    arrays = {"frames": golden.frames, "real": golden.real, "logits.action": golden.logits["action"]}
+    np.savez_compressed(artifact.folder / GOLDEN, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match="stored by an earlier version, without the spread of the logits") as caught:
+        Golden.load(unfinished(artifact.folder, artifact.manifest))
+    assert caught.value.hint == "export the run again"

@@ -499,3 +499,21 @@ def test_an_engine_ready_folder_becomes_an_engine(engine_folder: Path, monkeypat
             command.export(engine_folder, target="tensorrt")
         assert {f.name: f.read_bytes() for f in engine_folder.iterdir()} == before
         assert (engine_folder.parent / "artifact.build.log").exists()
+
+
+def test_clips_of_an_earlier_version_are_refused_before_the_build(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dtkd_edge.artifact import Artifact, new_artifact
+    from dtkd_edge.errors import ArtifactError
+    from dtkd_edge.export import command
+    from dtkd_edge.export.golden import GOLDEN
+
+    ready = Artifact.open(engine_folder).manifest.model_copy(update={"engine_key": None})
+    with new_artifact(engine_folder, ready) as aside:
+        (aside / "model.onnx").write_bytes(b"onnx")
+        np.savez(aside / GOLDEN, **{"frames": np.zeros((4, 8, 8, 8, 3), np.uint8), "logits.action": np.zeros((4, 2), np.float32)})
+    tensorrt, _, _ = _runner(monkeypatch)
+    stage = Stage(engine=b"ENGINE")
+    stage.module.Builder = lambda *_: pytest.fail("the build began")
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: stage.module)
+    with pytest.raises(ArtifactError, match="stored by an earlier version"):
+        command.export(engine_folder, target="tensorrt")
