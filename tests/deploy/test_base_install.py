@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def look_at_the_page(command: Path, artifact: Path, video: Path, folder: Path) -
             with urllib.request.urlopen(f"{url}health", timeout=10) as answer:
                 assert json.load(answer)["status"] in ("starting", "live")
             with connect(url.replace("http", "ws") + "ws", max_size=None) as page:
-                heard = [page.recv(timeout=30)]
+                heard, deadline = [page.recv(timeout=30)], time.monotonic() + 60
                 while not (any(isinstance(m, bytes) for m in heard) and said_label(heard[-1])):
+                    assert time.monotonic() < deadline, heard[-1]
                     heard.append(page.recv(timeout=30))
             demo.send_signal(signal.SIGTERM)
             said = demo.stderr.read()
@@ -101,4 +103,4 @@ def look_at_the_page(command: Path, artifact: Path, video: Path, folder: Path) -
 
 
 def said_label(message: str | bytes) -> bool:
-    return isinstance(message, str) and json.loads(message).get("label") in LABELS
+    return isinstance(message, str) and json.loads(message).get("held", {}).get("action") in LABELS
