@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Key = tuple[str, ...]
+LATENCY = "p50 ms/clip"  # not of a query, whose clips may be others elsewhere
 LEAST_BLOCKS = 5  # fewer say nothing about noise
 
 
@@ -62,7 +63,7 @@ def _by_key(records: list[Record]) -> dict[Key, Record]:
 
 
 def compare(old: list[Record], new: list[Record], *, latency_limit: float = 0.05, accuracy_limit: float = 1.0) -> list[Change]:
-    """Changes of the median latency (ratio) and of top-1 (points), row by row.
+    """Changes of the median latency per clip (ratio) and of top-1 (points), row by row.
 
     A regression is worse by more than the limit with an interval that leaves out 'no change'. The interval speaks for these two
     runs: what differs between any two runs of one machine (load, clocks) is not in it, so bench twice before believing 5 %.
@@ -78,11 +79,12 @@ def compare(old: list[Record], new: list[Record], *, latency_limit: float = 0.05
                 changes.append(Change(key, "row", None, None, None, None, None, missing[0] if missing else "gone"))
             continue
         if a.latency_ms and b.latency_ms and a.latency_ms.blocks and b.latency_ms.blocks:
-            ratio, low, high = ratio_interval(a.latency_ms.blocks, b.latency_ms.blocks)
+            old_ms, new_ms = ([ms / r.clips_per_query for ms in r.latency_ms.blocks] for r in (a, b) if r.latency_ms)
+            ratio, low, high = ratio_interval(old_ms, new_ms)
             verdict = _verdict(ratio - 1, low - 1, high - 1, latency_limit)
-            if min(len(r.latency_ms.blocks) for r in (a, b) if r.latency_ms) < LEAST_BLOCKS:
+            if min(len(old_ms), len(new_ms)) < LEAST_BLOCKS:
                 verdict = "too short"
-            changes.append(Change(key, "p50 ms", a.latency_ms.p50, b.latency_ms.p50, ratio - 1, low - 1, high - 1, verdict))
+            changes.append(Change(key, LATENCY, a.per_clip, b.per_clip, ratio - 1, low - 1, high - 1, verdict))
         if a.accuracy and b.accuracy and (rated := key[:3]) not in seen:  # every scenario's row repeats it
             seen.add(rated)
             counts = [(round(r.top1 * r.n), r.n) for r in (a.accuracy, b.accuracy)]
@@ -115,7 +117,7 @@ def table(changes: list[Change]) -> Table:
     for c in changes:
         amount = "–"
         if c.change is not None and c.low is not None and c.high is not None:
-            scale, unit = (100, " %") if c.what == "p50 ms" else (1, " points")
+            scale, unit = (100, " %") if c.what == LATENCY else (1, " points")
             amount = f"{scale * c.change:+.1f}{unit} ({scale * c.low:+.1f} … {scale * c.high:+.1f})"
         device = f"{c.key[2]} · {c.key[1]}"
         out.add_row(c.key[0], device, c.key[4], c.what, number(c.old), number(c.new), amount, c.verdict)

@@ -52,10 +52,10 @@ def old_rows(path: Path) -> list[Record]:
 
 
 def with_drift(record: Record, last: Record | None) -> Record:
-    """The row beside the last bench's of the very same thing (see `identity`): how far its median has moved."""
-    if last is None or record.latency_ms is None or last.latency_ms is None or last == record:
+    """The row beside the last bench's of the very same thing (see `identity`): how far its median per clip has moved."""
+    if last is None or not record.per_clip or not last.per_clip or last == record:
         return record
-    return record.model_copy(update={"drift": round(record.latency_ms.p50 / last.latency_ms.p50 - 1, 4)})
+    return record.model_copy(update={"drift": round(record.per_clip / last.per_clip - 1, 4)})
 
 
 class History:

@@ -56,8 +56,8 @@ def measure(
     tools, before = versions(), finished or {}
 
     def todo(artifact: Artifact, device: str) -> list[Scenario]:
-        asked = asked_of(artifact, device, options)
-        return [s for s in scenarios if not keep(identity(title(artifact), asked, None, s.name, tools))]
+        name = title(artifact)
+        return [s for s in scenarios if not keep(identity(name, asked_of(artifact, device, options, s), None, s.name, tools))]
 
     def keep(row: str) -> bool:
         kept.extend([before[row]] if row in before else [])

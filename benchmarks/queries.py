@@ -17,6 +17,7 @@ from dtkd_edge.video import read_clip
 
 POOL = 16  # different inputs that queries go round
 ROUNDS = 4
+OPEN_BATCH = 8  # clips of an artefact that takes any number
 STEPS = ("decode", "preprocess")
 _WORDS = {
     "decode": "decode the file",
@@ -77,8 +78,10 @@ def make_query(
 ) -> tuple[Callable[[int], object], int]:
     """(query(i), clips per query) for a scenario; i goes round the inputs. A stream artefact's query is a frame per stream."""
     batch = backend.artifact.manifest.input.shape[0]
-    # Of several requests side by side each gets ROUNDS batches, so that the wait for the last is a small part.
-    clips = scenario.clips or (batch if batch > 0 else 8) * (backend.at_once * ROUNDS if backend.at_once > 1 else 1)
+    # Of several requests side by side each gets ROUNDS batches, so that the wait for the last is a small part; where the batch is
+    # open, one of OPEN_BATCH.
+    rounds = ROUNDS if backend.at_once > 1 and batch > 0 else 1
+    clips = scenario.clips or (batch if batch > 0 else OPEN_BATCH) * backend.at_once * rounds
     pool, spec = len(inputs.frames), inputs.spec
     picks = [[(start + k) % pool for k in range(clips)] for start in range(0, pool, clips)]
     if backend.artifact.manifest.mode == "stream":

@@ -119,6 +119,7 @@ class Asked(_Part):
     clips: int | None = None
     data: str = Field("", description="--data and --set as given; empty: the run's own")
     roofline: bool = False
+    hint: str = Field("latency", description="what the runtime is to be set up for; rows older than this field: latency")
 
 
 class Record(_Part):
@@ -155,8 +156,8 @@ class Record(_Part):
     throughput: float | None = Field(None, description="clips per second (stream: frames per second)")
     live: Live | None = None
     noisy: float | None = Field(None, description="how far the two halves disagree; above 0.05 the row is flagged")
-    drift: float | None = Field(None, description="p50 / that of the last bench of the very same thing, minus 1; flagged alike")
-    accuracy: Accuracy | None = None
+    drift: float | None = Field(None, description="clip's p50 / that of the last bench of the same thing, minus 1; flagged too")
+    accuracy: Accuracy | None = Field(None, description="of the model set up for latency, whatever the scenario")
     roofline: Roofline | None = None
     power_w: float | None = None
     energy_mj: float | None = Field(None, description="per clip")
@@ -174,6 +175,11 @@ class Record(_Part):
         """`artifact` for a person: the folder's name only where the artefact's own does not end in it."""
         name, _, folder = self.artifact.partition("/")
         return name if name.endswith(folder) else self.artifact
+
+    @property
+    def per_clip(self) -> float | None:
+        """Median, ms per clip: a query's clips depend on what the runtime makes of the machine."""
+        return None if self.latency_ms is None else self.latency_ms.p50 / self.clips_per_query
 
     @property
     def is_noisy(self) -> bool:

@@ -82,7 +82,7 @@ def bench_on(
         if finished and any(r.device.host == host for r in finished.values()):
             tools = _tools(ssh, program)
             ids = {
-                (a.folder, s.name): [identity(title(a), asked_of(a, d, options), host, s.name, tools) for d in devices]
+                (a.folder, s.name): [identity(title(a), asked_of(a, d, options, s), host, s.name, tools) for d in devices]
                 for a in artifacts
                 for s in scenarios
             }

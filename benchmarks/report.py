@@ -172,6 +172,8 @@ def legend(records: list[Record]) -> list[str]:
         lines.append(f"{note[0].upper()}{note[1:]}.")
     lines += list(dict.fromkeys(accuracy_line(r.accuracy, r.views) for r in records if r.accuracy))
     lines += list(dict.fromkeys(heads_line(r.label, r.accuracy.heads) for r in records if r.accuracy and r.accuracy.heads))
+    if any(r.accuracy and r.runtime and r.asked and r.asked.hint != "latency" for r in records):
+        lines.append("Accuracy was measured on the model set up for latency, in rows of throughput too.")
     if any(r.energy_mj for r in records):
         lines.append("W: mean of the device's own readings while it ran; mJ: of a clip (stream: a frame), W over clips/s.")
     lines += agreement_line(records)

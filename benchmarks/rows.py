@@ -80,7 +80,7 @@ def title(artifact: Artifact) -> str:
     return f"{artifact.manifest.name}/{artifact.folder.resolve().name}"
 
 
-def asked_of(artifact: Artifact, device: str, options: Options) -> Asked:
+def asked_of(artifact: Artifact, device: str, options: Options, scenario: Scenario) -> Asked:
     budget = options.budget
     return Asked(
         manifest=artifact.manifest.sha256,
@@ -95,6 +95,7 @@ def asked_of(artifact: Artifact, device: str, options: Options) -> Asked:
         clips=options.clips,
         data=options.data,
         roofline=options.roofline,
+        hint=scenario.hint,
     )
 
 
@@ -111,12 +112,8 @@ def missing_rows(
 ) -> list[Record]:
     """The rows of an artefact that could not be measured on a device at all. status: from the error where none is given."""
     where = Device(kind=device, name=device, threads=options.threads, host=host, details=dict(facts or {}))
-    base = _base(artifact, device, options, where)
-    state = status or status_of(error)
-    return [
-        base.model_copy(update={"scenario": s.name, "status": state, "reason": error.message, "tools": tools or {}})
-        for s in scenarios
-    ]
+    update = {"status": status or status_of(error), "reason": error.message, "tools": tools or {}}
+    return [_base(artifact, device, options, where, s).model_copy(update=update) for s in scenarios]
 
 
 def status_of(error: DtkdEdgeError) -> Status:
@@ -141,9 +138,8 @@ def row_of(
     facts = {k: v for k, v in sampler.facts.items() if k == "cpu" or (k == "nvidia") == (kind == "cuda")}
     name = facts.get("jetson", {}).get("model") or backend.device_name
     where = Device(kind=kind, name=name, unit=backend.device, threads=options.threads, details=facts)
-    record = _base(one.artifact, one.asked, options, where)
+    record = _base(one.artifact, one.asked, options, where, scenario)
     update: dict[str, object] = {
-        "scenario": scenario.name,
         "backend": backend.name,
         "effective_precision": backend.effective_precision,
         "runtime": backend.properties,
@@ -189,11 +185,11 @@ def _stopped(timing: Timing, scenario: Scenario, limit: float) -> str:
     return words if len(timing.times) >= count else f"{words}: p{scenario.percent:g} needs {count} for an upper bound"
 
 
-def _base(artifact: Artifact, asked: str, options: Options, device: Device) -> Record:
+def _base(artifact: Artifact, asked: str, options: Options, device: Device, scenario: Scenario) -> Record:
     manifest = artifact.manifest
     return Record(
         created=now(),
-        asked=asked_of(artifact, asked, options),
+        asked=asked_of(artifact, asked, options, scenario),
         artifact=title(artifact),
         path=str(artifact.folder),
         files=manifest.files,
@@ -204,7 +200,7 @@ def _base(artifact: Artifact, asked: str, options: Options, device: Device) -> R
         verified=manifest.verify.passed if manifest.verify else None,
         agreement=manifest.verify.top1_agreement if manifest.verify else None,
         device=device,
-        scenario="",
+        scenario=scenario.name,
         command=options.command,
     )
 

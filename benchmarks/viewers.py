@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,20 +38,24 @@ class Sample:
 
 class Pages:
     def __init__(self, web: WebView, count: int) -> None:
-        self._web = web
+        self._web, before = web, web.viewers_total
         self._child = subprocess.Popen(
             [sys.executable, "-m", __name__, f"{web.url}ws", str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        while len(web.viewers) < count:
+        while web.viewers_total < before + count:
             if self._child.poll() is not None:
-                raise NotHereError("the process that watches the page ended", "run it again; see its words above")
+                raise _ended()
             time.sleep(0.05)
 
     def sample(self) -> Sample:
         assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.stdin.write("\n")
-        self._child.stdin.flush()
-        told = json.loads(self._child.stdout.readline())
+        with suppress(BrokenPipeError):
+            self._child.stdin.write("\n")
+            self._child.stdin.flush()
+        answer = self._child.stdout.readline()
+        if not answer:
+            raise _ended()
+        told = json.loads(answer)
         return Sample(time.monotonic(), inferences(self._web), time.process_time(), told["cpu_s"], told["pictures"])
 
     def close(self) -> None:
@@ -59,6 +63,10 @@ class Pages:
         self._child.communicate()
         while self._web.viewers:
             time.sleep(0.05)
+
+
+def _ended() -> NotHereError:
+    return NotHereError("the process that watches the page ended", "run it again; see its words above")
 
 
 @contextmanager
@@ -122,17 +130,23 @@ def watch(url: str, count: int) -> None:
     import asyncio
 
     from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosed
 
     pictures = [0] * count
+    ended = asyncio.Event()  # nobody asks any more
 
     async def one(number: int) -> None:
         async with connect(url.replace("http", "ws", 1), max_size=None) as socket:
-            async for message in socket:
-                pictures[number] += isinstance(message, bytes)
+            with suppress(ConnectionClosed):  # dropped as too slow, which the demo counts; its pictures stand still from here on
+                async for message in socket:
+                    pictures[number] += isinstance(message, bytes)
+        await ended.wait()
 
     def tell() -> None:
         if sys.stdin.readline():
             print(json.dumps({"cpu_s": time.process_time(), "pictures": pictures}), flush=True)
+        else:
+            ended.set()
 
     async def every() -> None:
         asyncio.get_running_loop().add_reader(sys.stdin, tell)

@@ -281,4 +281,5 @@ class Pipeline:
 
     def current(self) -> list[Event]:
         """The events that are on, one for each head at most."""
-        return [gate.current for gate in self._gates.values() if gate.current is not None]
+        # Read once: the model's thread may end it in between.
+        return [event for gate in self._gates.values() if (event := gate.current) is not None]

@@ -52,7 +52,7 @@ class Backend(ABC):
         self._check(frames)
         batch = self._shape[0]
         if batch == -1:
-            batch = len(frames)
+            batch = -(-len(frames) // self.at_once)  # shared out to what runs side by side
         if self.artifact.manifest.mode == "stream" and len(frames) > batch:
             raise UsageError(f"this stream artefact takes {batch} frames at once, one per stream, got {len(frames)}")
         parts = [frames[start : start + batch] for start in range(0, len(frames), batch)]

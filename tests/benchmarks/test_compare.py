@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dtkd_edge.benchmarks.compare import compare, compare_files
+from dtkd_edge.benchmarks.history import with_drift
 from dtkd_edge.benchmarks.record import Accuracy, Device, HeadAccuracy, Latency, Record, write_records
 from dtkd_edge.benchmarks.report import legend
 from dtkd_edge.benchmarks.statistics import wilson
@@ -37,13 +38,25 @@ def verdicts(old: Record, new: Record) -> dict[str, str]:
 
 
 def test_verdicts() -> None:
-    assert verdicts(row(10), row(10, seed=1)) == {"p50 ms": "same", "top-1 %": "same"}
-    assert verdicts(row(10), row(12, seed=1)) == {"p50 ms": "REGRESSION", "top-1 %": "same"}
-    assert verdicts(row(10), row(10.3, seed=1))["p50 ms"] in ("worse", "same")  # within the limit
-    assert verdicts(row(10), row(8, seed=1))["p50 ms"] == "better"
+    assert verdicts(row(10), row(10, seed=1)) == {"p50 ms/clip": "same", "top-1 %": "same"}
+    assert verdicts(row(10), row(12, seed=1)) == {"p50 ms/clip": "REGRESSION", "top-1 %": "same"}
+    assert verdicts(row(10), row(10.3, seed=1))["p50 ms/clip"] in ("worse", "same")  # within the limit
+    assert verdicts(row(10), row(8, seed=1))["p50 ms/clip"] == "better"
     assert verdicts(row(10), row(10, right=250))["top-1 %"] == "REGRESSION"
     assert verdicts(row(10), row(10, right=294))["top-1 %"] == "same"  # 1.5 points of 400 clips are noise
     assert verdicts(row(10), row(10, right=350))["top-1 %"] == "better"
+
+
+def test_queries_of_other_sizes_are_compared_by_the_clip() -> None:
+    """As many clips a query as the runtime has requests: four times as many in four times the time is no regression."""
+    small, large = (row(ms, scenario="offline").model_copy(update={"clips_per_query": n}) for ms, n in ((80, 8), (320, 32)))
+    assert verdicts(small, large)["p50 ms/clip"] == "same"
+    (latency, _) = compare([small], [large])
+    assert latency.old == pytest.approx(10, rel=0.02) and latency.new == pytest.approx(latency.old)
+    assert with_drift(large, small).drift == 0
+    slow = row(400, scenario="offline").model_copy(update={"clips_per_query": 32})
+    assert verdicts(small, slow)["p50 ms/clip"] == "REGRESSION"
+    assert with_drift(slow, small).drift == pytest.approx(0.25, abs=0.02)
 
 
 def test_two_artefacts_of_one_name_are_not_mixed_up() -> None:
@@ -58,7 +71,7 @@ def test_too_few_blocks_say_nothing() -> None:
         assert record.latency_ms is not None
         return record.model_copy(update={"latency_ms": record.latency_ms.model_copy(update={"blocks": [ms]})})
 
-    assert verdicts(short(10), short(20))["p50 ms"] == "too short"
+    assert verdicts(short(10), short(20))["p50 ms/clip"] == "too short"
 
 
 def test_amounts() -> None:
@@ -81,7 +94,7 @@ def test_equal_devices_at_two_hosts_are_two_rows() -> None:
         return record.model_copy(update={"device": record.device.model_copy(update={"host": host})})
 
     changes = compare([at("a", 10), at("b", 20)], [at("a", 10), at("b", 10)])
-    assert [(c.key[1], c.verdict) for c in changes if c.what == "p50 ms"] == [("CPU at a", "same"), ("CPU at b", "better")]
+    assert [(c.key[1], c.verdict) for c in changes if c.what == "p50 ms/clip"] == [("CPU at a", "same"), ("CPU at b", "better")]
 
 
 def test_a_row_that_failed_since_says_so() -> None:
@@ -103,7 +116,7 @@ def test_files_and_exit_codes(tmp_path: Path) -> None:
     for path, record in ((old, row(10)), (same, row(10, seed=1)), (slow, row(12)), (other, row(10, scenario="offline"))):
         write_records(path, [record])
     assert len(compare_files(old, same)) == 2
-    with pytest.raises(VerificationError, match="1 regression: onnx-fp32 single-stream p50 ms"):
+    with pytest.raises(VerificationError, match="1 regression: onnx-fp32 single-stream p50 ms/clip"):
         compare_files(old, slow)
     assert compare_files(old, slow, latency_limit=0.5)[0].verdict == "worse"
     with pytest.raises(InputError, match="no row in common"):

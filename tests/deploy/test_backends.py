@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deploy_cases import manifest
 
-from dtkd_edge.artifact import Artifact
+from dtkd_edge.artifact import Artifact, new_artifact
+from dtkd_edge.benchmarks.queries import OPEN_BATCH, make_inputs, make_query
+from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.deploy.backends import open_backend
+from dtkd_edge.deploy.backends.openvino import OpenVinoBackend
 from dtkd_edge.errors import ArtifactError, MissingDevice, UsageError
 
 
@@ -89,6 +93,30 @@ def test_throughput_gives_every_clip_its_own_answer(openvino_artifact: Path, cli
         settings = wide.properties
     assert settings["PERFORMANCE_HINT"] == "THROUGHPUT" and int(settings["requests"]) >= int(settings["NUM_STREAMS"]) >= 1
     assert settings["INFERENCE_PRECISION_HINT"] == "f32" and (threads is None or settings["INFERENCE_NUM_THREADS"] == "1")
+
+
+def test_throughput_shares_out_an_open_batch(onnx_artifact: Path, clips: np.ndarray, tmp_path: Path) -> None:
+    """A graph that takes any number of clips gets a part of them on each request, and a bench's query no more than that."""
+    ov = pytest.importorskip("openvino")
+    graph = Artifact.open(onnx_artifact).file(".onnx")
+    shape = [-1, *clips.shape[1:]]
+    with new_artifact(tmp_path / "openvino-fp32", manifest("openvino", batch=-1)) as aside:
+        ov.save_model(ov.convert_model(graph, input=[("frames", shape)]), aside / "model.xml", compress_to_fp16=False)
+    artifact = Artifact.open(tmp_path / "openvino-fp32")
+    many = np.stack([np.roll(clips[i % len(clips)], 3 * i, axis=2) for i in range(23)])
+    with open_backend(artifact, device="cpu") as one:
+        wanted = one.run(many)["action"]
+    with open_backend(artifact, device="cpu", hint="throughput") as wide:
+        assert isinstance(wide, OpenVinoBackend)
+        wide._take(wide._compiled, 4)  # on any machine as many
+        for count in (23, 1, 5, 4):
+            np.testing.assert_allclose(wide.run(many[:count])["action"], wanted[:count], atol=1e-5)
+        wide.run(many[:22])
+        sizes = [request.get_tensor("frames").shape[0] for request in wide._requests]
+        assert sizes == [6, 6, 6, 6]
+        inputs = make_inputs(artifact.manifest.preprocess)
+        assert make_query(wide, SCENARIOS["offline"], (), inputs)[1] == 4 * OPEN_BATCH
+        assert make_query(wide, SCENARIOS["multi-stream"], (), inputs)[1] == 8
 
 
 def test_a_runtime_without_hints_is_opened_in_its_one_way(onnx_artifact: Path, clips: np.ndarray) -> None:

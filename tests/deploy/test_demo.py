@@ -170,9 +170,11 @@ def test_the_window(onnx_artifact: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
-        for child in (process, screen, *others):
+        for child in (process, *others):
             child.kill()
             child.communicate()
+        screen.terminate()  # killed, it would leave its lock and its socket
+        screen.communicate()
 
 
 @pytest.mark.slow

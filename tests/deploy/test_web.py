@@ -348,12 +348,19 @@ def test_two_heads_on_the_page(browser: Any, tmp_path: Path) -> None:
             "warm",
             "cold",
         }
-        assert len(page.locator("#heads .row.on").all()) == 2
+        assert until(lambda: page.locator("#heads .row.on").count() == 2)
         tops = "() => [...document.querySelectorAll('.seg')].map((s) => [s.title, s.offsetTop])"
-        lanes = dict(page.evaluate(tops))
-        assert lanes["red"] == lanes["green"] == lanes["blue"] < lanes["warm"] == lanes["cold"]
-        assert {"warmnoun", "redverb"} <= set(page.locator("#events .what").all_inner_texts())
-        assert f"dtkd_edge_events_total {web.pipeline.events_ended}\n" in get(web.url + "metrics")[1]
+
+        def lanes() -> bool:
+            top = dict(page.evaluate(tops))
+            if not {"red", "green", "blue", "warm", "cold"} <= set(top):
+                return False
+            return bool(top["red"] == top["green"] == top["blue"] < top["warm"] == top["cold"])
+
+        assert until(lanes), page.evaluate(tops)
+        assert until(lambda: {"warmnoun", "redverb"} <= set(page.locator("#events .what").all_inner_texts()))
+        # The film goes on: an event may end between the two.
+        assert until(lambda: f"dtkd_edge_events_total {web.pipeline.events_ended}\n" in get(web.url + "metrics")[1])
         page.close()
 
 
