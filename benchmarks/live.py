@@ -128,8 +128,9 @@ def alone(classifier: Classifier, seconds: float = 0.5) -> float:
     return 1 / min(b - a for a, b in pairwise(times))
 
 
-def viewers(classifier: Classifier, source: str, seconds: float, blocks: int) -> dict[str, Any]:
-    fps = min(max(FPS, round(BEYOND * alone(classifier))), MOST_FPS)
+def viewers(classifier: Classifier, source: str, seconds: float, blocks: int, camera_fps: float | None = None) -> dict[str, Any]:
+    """camera_fps: none: more than the model can label."""
+    fps = camera_fps or min(max(FPS, round(BEYOND * alone(classifier))), MOST_FPS)
     # A stream artefact takes its frames as far apart as its clip's: here every picture.
     every = Settings(clip_seconds=classifier.preprocess.sampling.frames / fps)
     settings = every if classifier.artifact.manifest.mode == "stream" else None
@@ -234,6 +235,7 @@ def main() -> int:
     parser.add_argument("--source", help="a video file, played again and again [default: 12 s of the test pattern]")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each age, and of each block with viewers")
     parser.add_argument("--blocks", type=int, default=3, help="turns of one viewer and of twenty")
+    parser.add_argument("--fps", type=float, help="of the camera with viewers [default: half again what the model can label]")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak; 0 leaves it out")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="of the runtime")
@@ -260,7 +262,7 @@ def main() -> int:
                     with running(classifier, source) as session:
                         tell(artifact, age(session, wanted.seconds))
                 if "viewers" in measures:
-                    tell(artifact, viewers(classifier, source, wanted.seconds, wanted.blocks))
+                    tell(artifact, viewers(classifier, source, wanted.seconds, wanted.blocks, wanted.fps))
                 if "soak" in measures and wanted.minutes and number == 0:
                     with running(classifier, source) as session, shown(session) as web:
                         tell(artifact, soak(session, web, wanted.minutes))
