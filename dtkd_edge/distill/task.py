@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
-from dtkd_edge.distill.methods import (
-    RAMPED,
-    find_method,
-    needed_teachers,
-    require_tap,
-    require_teachers,
-    resolve,
-    term_weights,
-)
+from dtkd_edge.distill.methods import RAMPED, find_method, needed_teachers, require_tap, require_teachers, resolve, term_weights
 from dtkd_edge.distill.precision import full_precision
 from dtkd_edge.distill.ranks import gather_batch
 from dtkd_edge.errors import RecipeError, UsageError
