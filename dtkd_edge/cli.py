@@ -46,9 +46,10 @@ def root(
 
 def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
     """Refuse a mistyped recipe at once, before torch is imported: that takes seconds."""
+    from dtkd_edge.console import say
     from dtkd_edge.recipe_reader import load
 
-    load(recipe, overrides or [])
+    load(recipe, overrides or [], tell=say)
 
 
 @app.command()

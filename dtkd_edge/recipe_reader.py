@@ -6,7 +6,7 @@ or a value out of range is a RecipeError that names the key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,11 @@ def shipped() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
-def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a shipped recipe by name, or a YAML file by path; `overrides` are 'a.b=value' with a YAML value."""
+def load(source: str | Path, overrides: Iterable[str] = (), *, tell: Callable[[str], None] = lambda _: None) -> Recipe:
+    """Read a shipped recipe by name, or a YAML file by path; `overrides` are 'a.b=value' with a YAML value.
+
+    tell: is given a line about each value of the recipe that an override makes void.
+    """
     text, where = _read(source)
     try:
         raw = yaml.safe_load(text)
@@ -37,13 +40,13 @@ def load(source: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected keys and values at the top level", "see: dtkd-edge train --help")
     overrides = list(overrides)
-    _drop_options_of_other_models(raw, overrides)
+    _drop_options_of_other_models(raw, overrides, tell)
     for override in overrides:
         set_value(raw, override)
     return parse(raw, where)
 
 
-def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str]) -> None:
+def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str], tell: Callable[[str], None]) -> None:
     """`--set student.model=x3d_s`: the options in a recipe are those of the model that it names, and no other's."""
     teachers = raw.get("teachers")
     sections = {"student": raw.get("student")}
@@ -51,9 +54,13 @@ def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str]) -> 
         sections |= {f"teachers.{name}": section for name, section in teachers.items()}
     for override in overrides:
         key, _, value = override.partition("=")
-        section = sections.get(key.strip().removesuffix(".model"))
+        name = key.strip().removesuffix(".model")
+        section = sections.get(name)
         if key.strip().endswith(".model") and isinstance(section, dict) and section.get("model") != value.strip():
-            section.pop("options", None)
+            options = section.pop("options", None)
+            if isinstance(options, dict) and options:
+                listed = ", ".join(f"{option}: {its}" for option, its in options.items())
+                tell(f"--set {override}: {name}.options of {section.get('model')} do not apply and are left out ({listed})")
 
 
 def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -5,21 +5,19 @@ Open a file inside the process that reads it: decoders do not survive a fork.
 
 from __future__ import annotations
 
-import io
 import os
-import re
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.decoder import bounded, open_reader, pixels, too_slow, undecodable
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
@@ -28,7 +26,6 @@ CHUNK = 4  # frames that the decoder hands over at once, and how many such it ma
 AHEAD = 2
 ALONE = 8  # frames at once, where nothing runs beside the decoder
 CORES = len(os.sched_getaffinity(0))
-T = TypeVar("T")
 EachFrame = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
@@ -83,7 +80,7 @@ class Video(Source):
         """data: the file's bytes, where they are at hand; `path` then only names it in messages."""
         self.path = Path(path)
         self.timeout = timeout
-        self._open = partial(_open, self.path, data, timeout)
+        self._open = partial(open_reader, self.path, data, timeout)
         self._reader: Any = self._open()
         self.frames = len(self._reader)
         if self.frames < 1:
@@ -118,7 +115,7 @@ class Video(Source):
             unique, again = np.unique(self._shown[unique], return_inverse=True)
             inverse = again[inverse]
         if each is None:
-            batch = _bounded(lambda: np.stack(self._decode(unique, last)), self.path, self.timeout)
+            batch = bounded(lambda: np.stack(self._decode(unique, last)), self.path, self.timeout)
         else:
             with _reads as going_on:
                 frames = self._ahead(unique, last) if going_on < CORES else self._one_by_one(unique, last)
@@ -131,7 +128,7 @@ class Video(Source):
         """The frames one by one, a few of them decoded at a time."""
         for at in range(0, len(numbers), ALONE):
             ends = at + ALONE >= len(numbers)
-            yield from _bounded(partial(self._decode, numbers[at : at + ALONE], last and ends), self.path, self.timeout)
+            yield from bounded(partial(self._decode, numbers[at : at + ALONE], last and ends), self.path, self.timeout)
 
     def _ahead(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
         """The frames one by one, decoded by a thread that is a few chunks ahead."""
@@ -161,9 +158,9 @@ class Video(Source):
                 try:
                     got = done.get(timeout=self.timeout)
                 except Empty:
-                    raise _too_slow(self.path, self.timeout) from None
+                    raise too_slow(self.path, self.timeout) from None
                 if isinstance(got, BaseException):
-                    raise _undecodable(self.path, got) from got
+                    raise undecodable(self.path, got) from got
                 yield from got
         finally:
             stop.set()
@@ -172,30 +169,10 @@ class Video(Source):
         """Frames `[H, W, 3]` in the decoder's own memory, not to be written to: its batches copy every pixel twice."""
         if self._reader is None:
             self._reader = self._open()
-        frames = [_unpadded(np.from_dlpack(_Lent(self._reader[int(number)]))) for number in numbers]
+        frames = [pixels(self._reader[int(number)]) for number in numbers]
         if last:
             self._reader = None
         return frames
-
-
-class _Lent:
-    """A decoder's frame as numpy takes it, without a copy: the decoder keeps its memory until the array is gone."""
-
-    def __init__(self, frame: Any) -> None:
-        self._frame = frame
-
-    def __dlpack__(self, **_: Any) -> Any:
-        return self._frame.to_dlpack()
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)  # the CPU
-
-
-def _unpadded(frame: NDArray[Any]) -> NDArray[np.uint8]:
-    """decord2 3.4 pads rows to 192 bytes, and takes the number of channels to be the row's bytes / width: where a width divides
-    that (16, 24, 32, 48, 96, 144), the padding comes as "channels"."""
-    height, width, channels = frame.shape
-    return frame if channels == 3 else frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 class _Reads:
@@ -273,92 +250,3 @@ def read_input(
     frames = video.read(indices.reshape(-1), crops, last=True)  # [temporal_views·T, spatial_views, crop, crop, 3]
     clips = frames.reshape(temporal_views, -1, *frames.shape[1:]).swapaxes(1, 2)
     return np.ascontiguousarray(clips.reshape(-1, *clips.shape[2:]))
-
-
-def _open(path: Path, data: bytes | None, timeout: float) -> Any:
-    if data is not None:
-        why_not = _no_container(io.BytesIO(data), len(data))
-    elif not path.is_file():
-        raise VideoError(f"{path}: no such file" if not path.exists() else f"{path}: not a file", "check the path")
-    else:
-        try:
-            with path.open("rb") as stream:
-                why_not = _no_container(stream, path.stat().st_size)
-        except OSError as error:
-            raise VideoError(f"{path}: not readable: {error.strerror or error}", "check its permissions") from error
-    if why_not:
-        raise VideoError(f"{path}: {why_not}", "copy or download it again, re-encode it, or leave it out")
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    source = str(path) if data is None else io.BytesIO(data)  # decord keeps a copy of its own
-    return _bounded(lambda: decord.VideoReader(source, num_threads=1), path, timeout)
-
-
-def _no_container(stream: BinaryIO, size: int) -> str:
-    """Why a file cannot be a video, as far as its outline shows; empty where it may be one.
-
-    The decoder would find out too, but writes to standard error about it, past every log level.
-    """
-    if size == 0:
-        return "the file is empty"
-    head = stream.read(4096)
-    if not any(byte < 9 for byte in head):  # every container has such bytes in its header
-        return "no video: the file is text"
-    if head[4:8] != b"ftyp":
-        return ""
-    # mp4 and mov: boxes of length and type. Without `moov`, the index, nothing can be decoded; it is often the last one.
-    at = 0
-    while at + 8 <= size:
-        stream.seek(at)
-        length, kind = struct.unpack(">I4s", stream.read(8))
-        if length == 1:
-            length = int.from_bytes(stream.read(8), "big")
-        if kind in (b"moov", b"moof"):
-            return ""
-        if length < 8:  # 0: the last box, to the end of the file
-            break
-        at += length
-    return "the file is cut off (its index is missing)"
-
-
-def _reason(error: BaseException) -> str:
-    """The decoder's complaint without its own source lines, numbers and repeated paths."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    if "cannot find video stream" in text:
-        return "it has no video stream"
-    if "Error reading" in text:
-        return "it is no video, or is cut off"
-    parts = re.split(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Check failed: .*\(\S+ vs\. \S+\) ", text)
-    return next((part.strip() for part in reversed(parts) if part.strip()), type(error).__name__)
-
-
-def _bounded(work: Callable[[], T], path: Path, timeout: float) -> T:
-    """Run a decoder call that may raise anything, or never return, and turn either into a VideoError."""
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="decode")
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise _too_slow(path, timeout)
-    if failure:
-        raise _undecodable(path, failure[0])
-    return result[0]
-
-
-def _too_slow(path: Path, timeout: float) -> VideoError:
-    return VideoError(f"{path}: did not decode within {timeout:g} s", "re-encode the clip or leave it out")
-
-
-def _undecodable(path: Path, error: BaseException) -> VideoError:
-    if isinstance(error, VideoError):  # a file that was opened again says so itself
-        return error
-    return VideoError(f"{path}: does not decode: {_reason(error)}", "re-encode the clip or leave it out")

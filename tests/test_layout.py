@@ -21,6 +21,7 @@ GROUND = (
     "files",
     "artifact",
     "preprocess",
+    "decoder",
     "video",
     "frames",
     "recipe",

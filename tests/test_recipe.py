@@ -196,8 +196,11 @@ def test_any_override_is_applied_or_refused_clearly(key: str, value: str) -> Non
 def test_another_model_does_not_inherit_the_options_of_the_recipes_own() -> None:
     own = recipe_reader.load("folder")
     assert own.student.options and own.teachers.cnn is not None and own.teachers.cnn.options
-    assert recipe_reader.load("folder", [f"student.model={own.student.model}"]) == own
-    other = recipe_reader.load("folder", ["student.model=x3d_s", "student.options.dropout=0.2"])
+    silent = recipe_reader.load("folder", [f"student.model={own.student.model}"], tell=pytest.fail)
+    assert silent == own
+    told: list[str] = []
+    other = recipe_reader.load("folder", ["student.model=x3d_s", "student.options.dropout=0.2"], tell=told.append)
+    assert len(told) == 1 and "student.options of tsm_mobilenetv2_035" in told[0] and "mean: 0.5" in told[0]
     assert other.student.options == {"dropout": 0.2} and other.teachers == own.teachers
     teacher = recipe_reader.load("folder", ["teachers.cnn.model=x3d_m"]).teachers.cnn
     assert teacher is not None and teacher.options == {} and teacher.train == own.teachers.cnn.train

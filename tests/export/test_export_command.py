@@ -238,9 +238,9 @@ def test_an_unwritable_output(onnx_artifact: Path, tmp_path: Path) -> None:
 
 def test_an_impossible_output_is_refused_before_the_work(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    from dtkd_edge.export import command
+    from dtkd_edge.export import build
 
-    monkeypatch.setattr(command, "make_golden", lambda *_: pytest.fail("the network ran"))
+    monkeypatch.setattr(build, "make_golden", lambda *_: pytest.fail("the network ran"))
     for out in (tmp_path / "file" / "x", Path("/proc/x")):
         with pytest.raises(InputError, match=str(out)):
             export(run, out=out)
@@ -249,7 +249,7 @@ def test_an_impossible_output_is_refused_before_the_work(run: Path, tmp_path: Pa
 def test_a_failed_export_leaves_the_earlier(
     onnx_artifact: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dtkd_edge.export import command
+    from dtkd_edge.export import build
 
     folder = shutil.copytree(onnx_artifact, tmp_path / "kept")
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
@@ -257,7 +257,7 @@ def test_a_failed_export_leaves_the_earlier(
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "_verify_here", dies)
+    monkeypatch.setattr(build, "_verify_here", dies)
     with pytest.raises(KeyboardInterrupt):
         export(run, out=folder)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before

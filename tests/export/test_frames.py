@@ -8,7 +8,7 @@ import pytest
 import torch
 from export_runs import make_card, trained
 
-from dtkd_edge.export import command, graph, targets
+from dtkd_edge.export import build, graph, targets
 from dtkd_edge.export.frames import BLOCK, over_frames
 from dtkd_edge.models import VideoModel, create_model
 from dtkd_edge.models.base import fit_clip
@@ -70,7 +70,7 @@ def test_the_onnx_target_has_it_and_the_others_keep_3d(x3d: VideoModel, tmp_path
     for target in targets.TARGETS:
         request = targets.request(target)
         monkeypatch.setattr(graph, "to_onnx", lambda model, *_, name=target, **__: kept.add((name, isinstance(model, X3D))))
-        command._trace(x3d, card, request, tmp_path, command._manifest(tmp_path, x3d, card, request))
+        build.trace(x3d, card, request, tmp_path, build.new_manifest(tmp_path, x3d, card, request))
     assert kept == {(target, target != "onnx") for target in targets.TARGETS}
 
 

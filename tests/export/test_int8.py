@@ -14,7 +14,7 @@ from export_runs import CLASSES, make_card, teach, write_run
 from dtkd_edge.artifact import Artifact, unfinished
 from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.errors import DataError, UsageError, VerificationError
-from dtkd_edge.export import command, graph, targets
+from dtkd_edge.export import build, graph, targets
 from dtkd_edge.export.accuracy import Gate, paired
 from dtkd_edge.export.clips import Calibration
 from dtkd_edge.export.command import export
@@ -53,7 +53,7 @@ def quantizer(folder: Path, blocks: int, max_drop: float, target: str = "onnx") 
     spoil(model, blocks)
     card = make_card(model, LABELS)
     proto = graph.to_onnx(model, card, folder / "model.onnx")
-    manifest = command._manifest(folder, model, card, targets.request(target, "int8"))
+    manifest = build.new_manifest(folder, model, card, targets.request(target, "int8"))
     backend = open_backend(
         unfinished(folder, manifest.model_copy(update={"precision": "fp32"}), target="onnx"), device="cpu", threads=1
     )
