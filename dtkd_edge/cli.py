@@ -109,13 +109,14 @@ def compare(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Where the runs go. [default: runs/compare-NAME]")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side.")] = 1,
+    resplit: Annotated[bool, typer.Option("--resplit", help="Each seed holds out other clips: for small data sets.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """The same student under several methods: mean ± standard error, paired differences. Resumable."""
     _check_recipe(recipe, set_)
     from dtkd_edge.train.compare import compare as run
 
-    run(recipe, methods=methods, seeds=seeds, overrides=set_ or [], out=out, jobs=jobs, json_file=json)
+    run(recipe, methods=methods, seeds=seeds, overrides=set_ or [], out=out, jobs=jobs, json_file=json, resplit=resplit)
 
 
 @app.command()

@@ -241,9 +241,9 @@ def _from(module: str, function: str) -> Opener:
     return open_it
 
 
+GENERATED = ("motion", "order")
 SETS: dict[str, Opener] = {
-    "motion": _generated,
-    "order": _generated,
+    **dict.fromkeys(GENERATED, _generated),
     "folder": _from("folder", "open_folder"),
     "csv": _from("lists", "open_lists"),
     "shards": _from("shards", "open_shards"),

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.data.catalogue import GENERATED, open_split
 from dtkd_edge.distill.methods import find_method, needed_teachers
 from dtkd_edge.errors import DtkdEdgeError, RecipeError, UsageError
 from dtkd_edge.files import write_json, write_text
@@ -60,11 +61,13 @@ def compare(
     out: Path | None = None,
     jobs: int = 1,
     json_file: str | None = None,
+    resplit: bool = False,
 ) -> dict[str, Any]:
     """Train every method with every seed; print mean ± standard error and paired differences to `dtkd`, or to the last method.
 
     seeds: how many (5 is 0 to 4), or which: "5-9", "0,3,7". jobs: trainings side by side, each with its share of the CPU
-    cores. What has finished before is not trained again.
+    cores. What has finished before is not trained again. resplit: each seed holds out other clips for validation, teachers and
+    all (repeated hold-out): on few clips, which ones are held out matters more than anything else.
     """
     numbers = seed_numbers(seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -82,12 +85,18 @@ def compare(
                 f"{recipe}: has no teachers.{teacher}", "add it to the recipe, or leave out the methods that read it"
             )
 
+    if resplit:
+        _refuse_fixed_split(recipe, base)
+
+    def of_seed(seed: int) -> tuple[str, ...]:
+        return (*base, f"seed={seed}", *([f"data.seed={seed}"] if resplit else []))
+
     # Both teachers where the recipe has both, so that methods can be added to a finished comparison.
     reads_all = "kd-vit" if config.teachers.cnn is None else "kd-cnn" if config.teachers.vit is None else "dtkd"
 
     def teachers_job(seed: int) -> Job:
-        overrides = (*base, f"seed={seed}", f"distill.method={reads_all}")
-        return Job(seed, "teachers", folder / f"seed-{seed}" / "teachers", (*overrides, "phases=teachers"))
+        overrides = (*of_seed(seed), f"distill.method={reads_all}", "phases=teachers")
+        return Job(seed, "teachers", folder / f"seed-{seed}" / "teachers", overrides)
 
     def method_job(seed: int, method: str) -> Job:
         source = folder / f"seed-{seed}" / "teachers" / "teachers"
@@ -98,12 +107,7 @@ def compare(
         ]
         if needed[method] and config.teachers.views is not None and config.teachers.cache is None:
             given.append(f"teachers.cache={(folder / f'seed-{seed}' / 'teachers' / 'cache').resolve()}")
-        return Job(
-            seed,
-            method,
-            folder / f"seed-{seed}" / method,
-            (*base, f"seed={seed}", *variants[method], *given),
-        )
+        return Job(seed, method, folder / f"seed-{seed}" / method, (*of_seed(seed), *variants[method], *given))
 
     for seed in numbers:
         for job in (teachers_job(seed), *(method_job(seed, name) for name in names)):
@@ -120,6 +124,20 @@ def compare(
         print_table(table(result))
         say(f"all runs: {folder}   report: {folder / 'compare.html'}")
     return result
+
+
+def _refuse_fixed_split(recipe: str, overrides: list[str]) -> None:
+    """UsageError where `data.seed` does not choose the validation clips: every seed would have the same."""
+    configs = [recipes.load(recipe, [*overrides, f"data.seed={seed}"]).data for seed in range(4)]
+    if configs[0].kind in GENERATED:  # each seed has clips of its own
+        return
+    held = [open_split(config, "val") for config in configs]
+    first, *others = [{str(one.path(i)) for i in range(len(one))} for one in held]
+    if all(other == first for other in others):
+        raise UsageError(
+            "--resplit: this data set says itself which clips are for validation",
+            "leave it out, or join its lists to one: --set data.kind=csv --set data.root=ROOT --set data.train=ONE.csv",
+        )
 
 
 def seed_numbers(seeds: int | str) -> list[int]:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.errors import UsageError
 from dtkd_edge.files import write_json
 from dtkd_edge.recipe_reader import load
@@ -108,3 +109,18 @@ def test_differences_are_to_dtkd_wherever_it_stands_and_to_the_last_method_witho
 def test_spread_of_one_value_is_none() -> None:
     assert spread([0.5]) == {"mean": 0.5, "std": None, "se": None}
     assert spread([0.4, 0.6])["se"] == pytest.approx(0.1)
+
+
+def test_each_seed_may_hold_out_other_clips(small: list[str], tmp_path: Path) -> None:
+    overrides = [*small, *ONE_EPOCH, "data.kind=csv", "data.train=train.csv"]
+    compare("quickstart", methods="ce", seeds=2, overrides=overrides, out=tmp_path, resplit=True)
+    held = []
+    for seed in (0, 1):
+        recipe = load(tmp_path / f"seed-{seed}" / "ce" / "recipe.yaml")
+        assert (recipe.seed, recipe.data.seed) == (seed, seed)
+        catalogue = open_split(recipe.data, "val")
+        held.append({catalogue.path(i) for i in range(len(catalogue))})
+    assert held[0] != held[1]
+    with pytest.raises(UsageError, match="says itself which clips are for validation"):
+        compare("quickstart", methods="ce", overrides=[*overrides, "data.val=val.csv"], out=tmp_path / "fixed", resplit=True)
+    assert not (tmp_path / "fixed").exists()
