@@ -6,6 +6,8 @@ whole batch, and the average over ranks that data-parallel training takes of the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -19,9 +21,26 @@ def gather_batch(features: Tensor) -> Tensor:
     """`[B, D]` of this rank → `[ranks · B, D]` of all, with gradient."""
     if ranks() == 1:
         return features
-    from torch.distributed.nn.functional import all_gather
+    gathered: Tensor = _Gather.apply(features)
+    return gathered
 
-    return torch.cat(all_gather(features.contiguous()))
+
+class _Gather(torch.autograd.Function):
+    """Rank r's part of the gradient is the sum over ranks of what each of them has for that part."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.count = len(features)
+        parts = [torch.empty_like(features, memory_format=torch.contiguous_format) for _ in range(ranks())]
+        distributed.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        slope = slopes[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(slope)
+        first = distributed.get_rank() * ctx.count
+        return slope[first : first + ctx.count]
 
 
 def batch_mean(statistic: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ layers and the distance are a reading of it. φ has no parameter on purpose: tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -30,15 +31,37 @@ def orthonormal(rows: int, columns: int, seed: int) -> Tensor:
     return (q if rows >= columns else q.T).contiguous()
 
 
+@lru_cache
+def _cells(length: int, cells: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Adaptive average pooling of one dimension as a matrix `[cells, length]`: cell i is the mean of ⌊iL/n⌋ to ⌈(i+1)L/n⌉. Kept,
+    since a copy to a device would wait for it."""
+    with torch.inference_mode(False):
+        matrix = torch.zeros(cells, length, dtype=dtype)
+        for cell in range(cells):
+            first, last = cell * length // cells, -(-(cell + 1) * length // cells)
+            matrix[cell, first:last] = 1 / (last - first)
+        return matrix.to(device)
+
+
+@full_precision
+def _pool(places: Tensor, dim: int, cells: int) -> Tensor:
+    """One dimension of `[B, T, H, W, C]` averaged to so many cells that are no whole blocks."""
+    matrix = _cells(places.shape[dim], cells, places.device, places.dtype)
+    return torch.matmul(matrix, places.flatten(dim + 1)).unflatten(-1, places.shape[dim + 1 :])
+
+
 def to_grid(features: Tensor, grid: Grid) -> Tensor:
-    """Average-pool `[B, C, T, H, W]` to `[B, C, *grid]`; what is on the grid already is returned as it is."""
-    shape = tuple(features.shape[2:])
-    if any(length % cells for length, cells in zip(shape, grid, strict=True)):
-        return F.adaptive_avg_pool3d(features, grid)
+    """Average-pool `[B, C, T, H, W]` to `[B, C, *grid]` (cells may overlap, or repeat a position where there are more of them, as
+    in torch's `adaptive_avg_pool3d`); what is on the grid already is returned as it is."""
     places = features.movedim(1, -1)  # channels last in memory too, as the matrix products behind this want them
-    for dim, cells in enumerate(grid, 1):  # whole blocks: their mean is the same, and several times faster on a CPU
-        if places.shape[dim] != cells:
+    for dim, cells in enumerate(grid, 1):  # one dimension after the other: the same, and on a CPU several times faster
+        length = places.shape[dim]
+        if length == cells:
+            continue
+        if length % cells == 0:  # whole blocks
             places = places.unflatten(dim, (cells, -1)).mean(dim + 1)
+        else:
+            places = _pool(places, dim, cells)
     return places.movedim(-1, 1)
 
 
@@ -137,6 +160,13 @@ def _pointwise(layer: nn.Conv3d, places: Tensor) -> Tensor:
     return F.linear(places, layer.weight.flatten(1), layer.bias)
 
 
+def _projected_to_grid(layer: nn.Conv3d, features: Tensor, grid: Grid) -> Tensor:
+    """A 1×1×1 convolution on the grid. The two commute, so that a grid finer than the features costs the few channels behind the
+    convolution, and not the many in front of it."""
+    read = shrink_to_grid(features, grid)
+    return to_grid(_on_grid(_pointwise(layer, _places(read)), read.shape[2:]), grid)
+
+
 class NonLocal3d(nn.Module):
     """Embedded-Gaussian non-local block (Wang et al., Non-local neural networks, CVPR 2018): `[B, C, T, H, W]` → the same.
 
@@ -208,9 +238,7 @@ class StructureDiscrepancyBranch(nn.Module):
         self.predict = nn.Conv3d(hidden, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = to_grid(features, self.grid)
-        layer = cast(nn.Conv3d, self.reduce[0])
-        x = self.reduce[1:](_on_grid(_pointwise(layer, _places(x)), self.grid))
+        x = self.reduce[1:](_projected_to_grid(cast(nn.Conv3d, self.reduce[0]), features, self.grid))
         x = self.squeeze_excite(self.non_local(self.time(self.space(x))))
         return _on_grid(_pointwise(self.predict, _places(x)), self.grid)
 
@@ -224,4 +252,4 @@ class Alignment(nn.Module):
         self.project = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return _on_grid(_pointwise(self.project, _places(to_grid(features, self.grid))), self.grid)
+        return _projected_to_grid(self.project, features, self.grid)

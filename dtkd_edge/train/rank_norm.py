@@ -1,17 +1,56 @@
 """Batch norms whose statistics are of all ranks' batches, so that many processes make the steps of one with the whole batch.
 
 On GPUs timm's conversion is used, which knows its own norms with an activation in them (torch's drops the activation). Torch has
-no synchronised batch norm for CPUs; `RankBatchNorm` is one, plain operations and one gather of `[2, C]` each way.
+no synchronised batch norm for CPUs; `RankBatchNorm` is one: torch's own kernels and one gather or sum of `[2, C]` each way.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtkd_edge.distill.ranks import gather_batch, ranks
+from dtkd_edge.distill.ranks import batch_mean, gather_batch, ranks
+
+
+class _NormOverRanks(torch.autograd.Function):
+    """Batch norm in training, by the mean and variance over the samples of all ranks (Ioffe and Szegedy, 2015, with the batch
+    spread out): (x, weight, bias, eps) → (normalised x, mean `[C]`, biased variance `[C]`); the last two carry no gradient.
+
+    With x̂ = (x - mean) / σ, and ⟨·⟩ the mean over all ranks' samples, ∂L/∂x = weight / σ · (g - ⟨g⟩ - x̂ ⟨g x̂⟩).
+    Statements in plain operations take three times as long on a CPU, which is more than a second process gains.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        statistics = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
+        means, variances = gather_batch(statistics[None]).unbind(1)  # [ranks, C] each
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)  # within the ranks, and between them
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, mean, variance = ctx.saved_tensors
+        slope = slopes[0] if slopes[0].stride() == x.stride() else torch.empty_like(x).copy_(slopes[0])
+        _, into_weight, into_bias = torch.ops.aten.native_batch_norm_backward(
+            slope, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+        )
+        count = x.numel() // x.shape[1]
+        hat, plain = batch_mean(torch.stack([into_weight, into_bias]) / count)
+        inverse = (variance + ctx.eps).rsqrt()
+        scale = inverse if weight is None else inverse * weight
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        of_x = (-scale * inverse * hat).view(shape)
+        constant = (-scale * plain).view(shape) - of_x * mean.view(shape)
+        into_x = torch.addcmul(torch.addcmul(constant, slope, scale.view(shape)), x, of_x)
+        return into_x, None if weight is None else into_weight, None if weight is None else into_bias, None
 
 
 class RankBatchNorm(_BatchNorm):
@@ -35,17 +74,9 @@ class RankBatchNorm(_BatchNorm):
             out: Tensor = self.then(super().forward(input))
             return out
         wide = input if input.dtype == torch.float64 else input.float()
-        variances, means = torch.var_mean(wide, [0, *range(2, input.ndim)], correction=0)
-        means, variances = gather_batch(torch.stack([means, variances])[None]).unbind(1)  # [ranks, C] each
-        mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)  # within the ranks, and between them
-        self._remember(mean.detach(), variance.detach(), ranks() * input.numel() // input.shape[1])
-        scale = (variance + self.eps).rsqrt()
-        shift = -mean * scale
-        if self.affine:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
-        shape = [1, -1] + [1] * (input.ndim - 2)
-        out = self.then(torch.addcmul(shift.view(shape), wide, scale.view(shape)).to(input.dtype))
+        normal, mean, variance = _NormOverRanks.apply(wide, self.weight, self.bias, self.eps)
+        self._remember(mean, variance, ranks() * input.numel() // input.shape[1])
+        out = self.then(normal.to(input.dtype))
         return out
 
     @torch.no_grad()

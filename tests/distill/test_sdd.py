@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.nn import functional as F
 
 from dtkd_edge.distill.sdd import (
     Alignment,
@@ -62,6 +63,27 @@ def test_features_shrunk_before_they_are_stored_give_the_same_grid(shape, grid):
     small = shrink_to_grid(x, grid)
     assert tuple(small.shape[2:]) == tuple(map(min, shape, grid))
     assert torch.allclose(to_grid(small, grid), to_grid(x, grid), atol=1e-12)
+
+
+@given(shape=sides, grid=sides)
+def test_the_grid_is_torchs_adaptive_pooling_and_a_projection_commutes_with_it(shape, grid):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    expected = F.adaptive_avg_pool3d(x, grid)
+    weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    (slope,) = torch.autograd.grad((expected * weight).sum(), x)
+    got = to_grid(x, grid)
+    assert torch.allclose(got, expected, atol=1e-12)
+    assert torch.allclose(torch.autograd.grad((got * weight).sum(), x)[0], slope, atol=1e-12)
+    align = Alignment(3, 4, grid).double()
+    assert torch.allclose(align(x), align.project(expected), atol=1e-12)
+
+
+def test_autocast_leaves_the_grid_of_float32_features_alone():
+    x = torch.randn(2, 3, 4, 4, 7, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = to_grid(x, (4, 5, 5))
+    assert pooled.dtype == torch.float32 and torch.allclose(pooled, F.adaptive_avg_pool3d(x, (4, 5, 5)), atol=1e-6)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 3, 2, 4, 4), torch.full((1, 3, 1, 1, 1), 5.0), torch.ones(1, 3, 4, 4, 4) * 1e4])

@@ -161,3 +161,24 @@ def test_paired_drop_by_hand() -> None:
     assert part.stderr == pytest.approx(100 * lost.std(ddof=1) / 10**0.5)
     after[0] = np.nan
     assert paired({"action": labels}, {"action": before}, {"action": after}, 1.0).top1 == 0.6
+
+
+@pytest.mark.slow
+def test_openvino_runs_an_int8_x3d_whose_depthwise_convolutions_stay_in_float(tmp_path: Path) -> None:
+    """With them in int8 and bfloat16 around them, OpenVINO has no kernel and refuses the whole graph."""
+    import openvino as ov
+
+    from dtkd_edge.export import nncf, openvino
+
+    torch.manual_seed(0)
+    model = create_model("x3d_xs", {"action": 4}, frames=4, size=64).eval()
+    graph.to_onnx(model, make_card(model, {"action": list("abcd")}), tmp_path / "model.onnx")
+    whole = openvino.convert(tmp_path / "model.onnx")
+    frames = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 64, 64, 3), np.uint8)
+    quantized = nncf.quantize(whole, [{"frames": clip} for clip in frames])
+    depthwise, layers = nncf.depthwise_3d(whole), nncf.layers(quantized)
+    assert len(depthwise) >= 26  # X3D-XS: one in each of its 26 blocks
+    assert not any(layers[name] for name in depthwise) and sum(layers.values()) > 52
+    for hint in ("f32", "bf16"):
+        compiled = ov.Core().compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": hint})
+        assert np.isfinite(compiled({"frames": frames[0]})["action"]).all()
