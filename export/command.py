@@ -63,6 +63,9 @@ def export(
                 f"--out {out}: an engine is built in the folder of its graph", "leave --out away, or copy the folder"
             )
         return _from_artifact(_named(run), target, precision, mode, options)
+    again = "".join(
+        f" --{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in _given(options).items()
+    )
     options |= {"calibration_clips": calibration_clips, "max_drop": max_drop}
     request = targets.request(target, precision, mode, batch=batch, dynamic_batch=dynamic_batch, **options)
     targets.check_needs(request.target, request.precision)
@@ -89,7 +92,7 @@ def export(
         except NotHereError as error:
             raise MissingDependency(
                 f"{place}: the engine-ready ONNX is there, the engine is not: {error.message}",
-                f"copy that folder to the device and run there: dtkd-edge export {place.name} --target tensorrt",
+                f"copy that folder to the device and run there: dtkd-edge export {place.name} --target tensorrt{again}",
             ) from error
     return place
 
@@ -101,6 +104,11 @@ def verify_artifact(folder: Path) -> Path:
     say(verify.verdict(artifact, part))
     refuse(artifact, part, "it computes something else on this machine: export it again, or use another device or --precision")
     return folder
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given. 0 is one: `--dla 0`."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def _named(folder: Path) -> Path:
@@ -134,6 +142,6 @@ def _from_artifact(folder: Path, target: str, precision: str | None, mode: str, 
         )
     if have.engine_key is not None:  # built again as it was built
         kept = have.engine_key.model_dump(include={"hardware_compatible", "version_compatible", "dla"})
-        options = {**options, **{name: value for name, value in kept.items() if options.get(name) in (None, False)}}
+        options = {**options, **kept, **_given(options)}
     request = targets.request("tensorrt", have.precision, mode, batch=max(have.input.shape[0], 1), **options)
     return engine.build(artifact, request).folder

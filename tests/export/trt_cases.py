@@ -305,6 +305,30 @@ def engine_folder(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
+def test_an_engine_is_built_again_as_it_was_unless_asked_otherwise(
+    engine_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dtkd_edge.artifact import Artifact, new_artifact
+    from dtkd_edge.export import command, engine
+    from dtkd_edge.export.targets import Request
+
+    built = Artifact.open(engine_folder).manifest
+    assert built.engine_key is not None
+    built.engine_key.dla, built.engine_key.hardware_compatible = 1, True
+    with new_artifact(engine_folder, built) as aside:
+        (aside / "model.onnx").write_bytes(b"onnx")
+    asked: list[Request] = []
+
+    def build(artifact: Artifact, request: Request) -> Artifact:
+        asked.append(request)
+        return artifact
+
+    monkeypatch.setattr(engine, "build", build)
+    command.export(engine_folder, target="tensorrt")
+    command.export(engine_folder, target="tensorrt", dla=0)  # 0 is a core, not nothing
+    assert [(one.dla, one.hardware_compatible) for one in asked] == [(1, True), (0, True)]
+
+
 def test_the_runner_uses_names_that_exist(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dtkd_edge.artifact import Artifact
 
