@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 660, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 22, 16, 54
+NAME = 8.0  # mean width of a character in a row's name
 CHARACTER, LINE, GAP = 7.4, 17.0, 12.0  # of a label: mean width of a character, height of a line, distance from its dot
 COLORS = 8  # series colours that the page defines: --s1 … --s8
 
@@ -200,9 +201,17 @@ class Row:
     color: int
 
 
+def fitted(name: str, width: float, character: float = CHARACTER) -> str:
+    """The name, without its middle where it is wider than so many pixels: classes are often told apart by their ends."""
+    room = max(int(width / character), 3)
+    if len(name) <= room:
+        return name
+    return f"{name[: room // 2]}…{name[len(name) - (room - 1) // 2 :]}"
+
+
 def intervals(rows: Sequence[Row], x_label: str, title: str, *, zero: bool = False) -> str:
     """One line per row: every value as a faint dot, the mean as a full one, ± its standard error as a bar."""
-    left, step, base = 190, 30, TOP + 8
+    left, step, base = min(max(190.0, NAME * max(len(row.name) for row in rows) + 18), 280.0), 30, TOP + 8
     seen = [v for r in rows for v in (*r.values, r.mean - (r.error or 0), r.mean + (r.error or 0))] + ([0.0] if zero else [])
     ticks = nice_ticks(min(seen), max(seen), 6)
     end, height = base + step * len(rows), base + step * len(rows) + 48
@@ -218,7 +227,8 @@ def intervals(rows: Sequence[Row], x_label: str, title: str, *, zero: bool = Fal
     for number, row in enumerate(rows):
         y = base + step * (number + 0.5)
         tip = f"{row.name}: {row.mean:.1f}" + ("" if row.error is None else f" ± {row.error:.1f}")
-        parts.append(f'<text class="name" x="{left - 14}" y="{y + 5:.1f}" text-anchor="end">{escape(row.name)}</text>')
+        name = escape(fitted(row.name, left - 18, NAME))
+        parts.append(f'<text class="name" x="{left - 14:.1f}" y="{y + 5:.1f}" text-anchor="end">{name}</text>')
         parts += [f'<circle class="dot faint s{row.color}" cx="{x(v):.1f}" cy="{y:.1f}" r="3.5"/>' for v in row.values]
         if row.error is not None:
             low, high = x(row.mean - row.error), x(row.mean + row.error)
@@ -246,12 +256,13 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], title: str) ->
     for i, (name, row) in enumerate(zip(names, counts, strict=True)):
         middle = top + step * (i + 0.5)
         style = f'class="name" style="font-size:{size:.1f}px"'
-        parts.append(f'<text {style} x="{left - 8:.1f}" y="{middle + size / 3:.1f}" text-anchor="end">{escape(name)}</text>')
+        shown = escape(fitted(name, left - 10, 0.56 * size))
+        parts.append(f'<text {style} x="{left - 8:.1f}" y="{middle + size / 3:.1f}" text-anchor="end">{shown}</text>')
         x = left + step * (i + 0.5)
         place = f'transform="translate({x + size / 3:.1f} {top - 8:.1f}) rotate(-90)"'
         if top < left:
             place = f'x="{x:.1f}" y="{top - 8:.1f}" text-anchor="middle"'
-        parts.append(f"<text {style} {place}>{escape(name)}</text>")
+        parts.append(f"<text {style} {place}>{shown}</text>")
         total = max(sum(row), 1)
         for j, count in enumerate(row):
             share = count / total

@@ -82,7 +82,10 @@ def test_tensorrt_leaves_the_engine_ready_folder_and_says_what_to_run(run: Path)
     result = cli("export", str(run), "--target", "tensorrt", "--dla", "0", "--hardware-compatible")
     assert result.returncode == 4, result.stderr
     folder = run / "export" / "tensorrt-fp16"
-    assert "dtkd-edge export tensorrt-fp16 --target tensorrt --hardware-compatible --dla 0" in result.stderr and str(folder) in result.stderr
+    assert (
+        "dtkd-edge export tensorrt-fp16 --target tensorrt --hardware-compatible --dla 0" in result.stderr
+        and str(folder) in result.stderr
+    )
     assert "Traceback" not in result.stderr
     manifest = Artifact.open(folder).manifest
     assert manifest.target == "tensorrt" and manifest.precision == "fp16" and manifest.engine_key is None

@@ -305,9 +305,7 @@ def engine_folder(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def test_an_engine_is_built_again_as_it_was_unless_asked_otherwise(
-    engine_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_is_built_again_as_it_was_unless_asked_otherwise(engine_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dtkd_edge.artifact import Artifact, new_artifact
     from dtkd_edge.export import command, engine
     from dtkd_edge.export.targets import Request
