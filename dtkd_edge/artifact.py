@@ -102,6 +102,7 @@ class QuantizationPart(_Part):
     clips_sha256: str = Field(..., description="of the list of those clips: path, start and end, a line each")
     layers: int = Field(..., description="convolutions and matrix products of the graph")
     kept: list[str] = Field([], description="those of them that stay out of int8 because they cost too much accuracy")
+    excluded: list[str] = Field([], description="those that stay out of it because the runtime has no faster int8 for them")
     rest: Precision = Field("fp32", description="what everything outside of int8 is computed in")
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
     from dtkd_edge.console import say
     from dtkd_edge.recipe_reader import load
 
-    load(recipe, overrides or [], tell=say)
+    load(recipe, overrides or [], **({"tell": say} if os.environ.get("RANK", "0") == "0" else {}))  # one rank speaks for all
 
 
 @app.command()

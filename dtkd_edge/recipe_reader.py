@@ -52,15 +52,24 @@ def _drop_options_of_other_models(raw: dict[str, Any], overrides: list[str], tel
     sections = {"student": raw.get("student")}
     if isinstance(teachers, dict):
         sections |= {f"teachers.{name}": section for name, section in teachers.items()}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        name = key.strip().removesuffix(".model")
+    last = {key.strip(): (override, value) for override in overrides for key, _, value in [override.partition("=")]}
+    for key, (override, value) in last.items():
+        name = key.removesuffix(".model")
         section = sections.get(name)
-        if key.strip().endswith(".model") and isinstance(section, dict) and section.get("model") != value.strip():
-            options = section.pop("options", None)
-            if isinstance(options, dict) and options:
-                listed = ", ".join(f"{option}: {its}" for option, its in options.items())
-                tell(f"--set {override}: {name}.options of {section.get('model')} do not apply and are left out ({listed})")
+        if key == name or not isinstance(section, dict) or section.get("model") == _yaml_or_text(value):
+            continue
+        options = section.pop("options", None)
+        if isinstance(options, dict) and options:
+            listed = ", ".join(f"{option}: {its}" for option, its in options.items())
+            tell(f"--set {override}: {name}.options of {section.get('model')} do not apply and are left out ({listed})")
+
+
+def _yaml_or_text(text: str) -> Any:
+    """The value that `set_value` reads, or the text, which it then refuses."""
+    try:
+        return yaml.safe_load(text)
+    except _NOT_YAML:
+        return text
 
 
 def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -81,6 +81,8 @@ def build(
         manifest.verify = part
     artifact = Artifact.open(place)
     say(verify.verdict(artifact, part, ms))
+    if int8:
+        _say_what_is_faster(request, ms)
     say(f"artefact: {place}")
     refuse(artifact, part)
     return artifact, ms
@@ -205,17 +207,40 @@ def _verify_here(
         runs = {"here": verify.one_call(backend), "torch": reference_run(model)}
         with ExitStack() as stack, graph.one_thread():
             if request.precision != "fp32":
-                runs["fp32"] = verify.one_call(stack.enter_context(_open_float32(float32, request)))
+                runs["fp32"] = verify.one_call(stack.enter_context(_open_float32(float32, request, "fp32")))
+            if request.precision == "int8" and _has_bf16(request):
+                runs["bf16"] = verify.one_call(stack.enter_context(_open_float32(float32, request, "bf16")))
             ms = dict(zip(runs, verify.latency(list(runs.values()), frames), strict=True))
         part.speedup = ms["torch"] / ms["here"]
         return part, ms, backend.effective_precision, lost
 
 
-def _open_float32(float32: Artifact, request: Request) -> Backend:
-    """The float32 graph in the target's own runtime, on one thread."""
+def _open_float32(float32: Artifact, request: Request, precision: str) -> Backend:
+    """The float32 graph in the target's own runtime, computed in fp32 or bf16, on one thread."""
     if request.target.name == "openvino":
         from dtkd_edge.export import openvino
 
         openvino.write_ir(openvino.convert(float32.file(".onnx")), float32.folder, precision="fp32", entries={})
-        float32 = unfinished(float32.folder, float32.manifest, target="openvino")
+        manifest = float32.manifest.model_copy(update={"precision": precision})
+        float32 = unfinished(float32.folder, manifest, target="openvino")
     return open_backend(float32, device="cpu", threads=1)
+
+
+def _has_bf16(request: Request) -> bool:
+    """Whether this machine computes the target's bf16 as such."""
+    if "bf16" not in request.target.precisions:
+        return False
+    from dtkd_edge.export import openvino
+
+    return openvino.has_bf16()
+
+
+def _say_what_is_faster(request: Request, ms: Ms) -> None:
+    """int8 is made for speed: where a float precision is faster on this machine, somebody should hear of it before it ships."""
+    faster = [name for name in ("fp32", "bf16") if ms.get(name, float("inf")) < ms.get("here", 0.0)]
+    if faster:
+        best = min(faster, key=lambda name: ms[name])
+        say(
+            f"int8 is not the fastest here: {best} takes {ms[best]:.2f} ms, int8 {ms['here']:.2f}; "
+            f"--target {request.target.name} --precision auto builds all and names the fastest that holds the gate"
+        )

@@ -47,25 +47,31 @@ def export(
     VerificationError (the artefact is kept and marked).
     """
     is_artifact = run is not None and (run / MANIFEST).is_file()
+    options: dict[str, Any] = {
+        "workspace": workspace, "optimization_level": optimization_level, "hardware_compatible": hardware_compatible,
+        "version_compatible": version_compatible, "dla": dla,
+    }  # fmt: skip
+    of_runs = {  # what a graph that is there already has, or has no use for
+        "out": out, "batch": None if batch == 1 else batch, "dynamic_batch": dynamic_batch,
+        "clips": None if clips == CLIPS else clips, "calibration_clips": calibration_clips, "max_drop": max_drop,
+        "set": overrides or None,
+    }  # fmt: skip
     if verify_only:
         if run is None or not is_artifact:
             raise UsageError(
                 "--verify-only needs an artefact folder", "dtkd-edge export --verify-only RUN/export/TARGET-PRECISION"
             )
+        for flag in map(_flag, _given(options | of_runs)):
+            raise UsageError(f"{flag}: --verify-only checks a folder as it is", f"leave {flag} away")
         return verify_artifact(run)
-    options: dict[str, Any] = {
-        "workspace": workspace, "optimization_level": optimization_level, "hardware_compatible": hardware_compatible,
-        "version_compatible": version_compatible, "dla": dla,
-    }  # fmt: skip
     if run is not None and is_artifact:
-        if out is not None:
+        for flag in map(_flag, _given(of_runs)):
             raise UsageError(
-                f"--out {out}: an engine is built in the folder of its graph", "leave --out away, or copy the folder"
+                f"{flag}: {run} holds a graph already, and an engine is built in its folder, of it as it is",
+                f"leave {flag} away, or export the run again",
             )
         return _from_artifact(_named(run), target, precision, mode, options)
-    again = "".join(
-        f" --{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in _given(options).items()
-    )
+    again = "".join(f" {_flag(name)}" + ("" if value is True else f" {value}") for name, value in _given(options).items())
     options |= {"calibration_clips": calibration_clips, "max_drop": max_drop}
     request = targets.request(target, precision, mode, batch=batch, dynamic_batch=dynamic_batch, **options)
     targets.check_needs(request.target, request.precision)
@@ -111,6 +117,10 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _named(folder: Path) -> Path:
     """'.' and '..' by their real name: a folder is replaced by one that is made beside it."""
     return folder.resolve() if folder.name in ("", "..") else folder
@@ -134,8 +144,12 @@ def _from_artifact(folder: Path, target: str, precision: str | None, mode: str, 
     if target != "tensorrt" or have.target != "tensorrt":
         raise UsageError(
             f"{folder}: an exported artefact (target {have.target}); only engines are built from one",
-            "give the run folder instead, or: dtkd-edge export RUN --target tensorrt",
+            f"its engine: dtkd-edge export {folder} --target tensorrt"
+            if have.target == "tensorrt"
+            else "give the run folder instead, or: dtkd-edge export RUN --target tensorrt",
         )
+    if mode == "stream" != have.mode:
+        raise UsageError(f"--mode stream: {folder} holds a graph for whole clips", "export the run again with --mode stream")
     if precision not in (None, have.precision):
         raise UsageError(
             f"--precision {precision}: that folder's graph is {have.precision}", "export the run again for another one"
@@ -143,5 +157,5 @@ def _from_artifact(folder: Path, target: str, precision: str | None, mode: str, 
     if have.engine_key is not None:  # built again as it was built
         kept = have.engine_key.model_dump(include={"hardware_compatible", "version_compatible", "dla"})
         options = {**options, **kept, **_given(options)}
-    request = targets.request("tensorrt", have.precision, mode, batch=max(have.input.shape[0], 1), **options)
+    request = targets.request("tensorrt", have.precision, have.mode, batch=max(have.input.shape[0], 1), **options)
     return engine.build(artifact, request).folder

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
+
 from dtkd_edge.artifact import Artifact, new_artifact, now, unfinished
 from dtkd_edge.console import say
+from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.export import verify
-from dtkd_edge.export.golden import GOLDEN
+from dtkd_edge.export.golden import GOLDEN, Golden
 from dtkd_edge.export.stored import refuse, stored_clips, verify_stored
 from dtkd_edge.export.targets import Request
 
@@ -37,6 +40,13 @@ def build(artifact: Artifact, request: Request) -> Artifact:
     built = Artifact.open(artifact.folder)
     log.unlink(missing_ok=True)
     assert built.manifest.verify is not None
-    say(verify.verdict(built, built.manifest.verify))
+    say(verify.verdict(built, built.manifest.verify, _latency(built, golden)))
     refuse(built, built.manifest.verify)
     return built
+
+
+def _latency(built: Artifact, golden: Golden) -> dict[str, float]:
+    """The engine's own median milliseconds, on its device."""
+    frames = golden.frames[np.arange(built.manifest.input.shape[0]) % len(golden.frames)]
+    with open_backend(built) as backend:
+        return {"here": verify.latency([verify.one_call(backend)], frames)[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,15 +65,19 @@ class Int8:
             if finer_part.drop < part.drop:
                 quantized, part, rest = finer, finer_part, finer_rest
         layers = nncf.layers(quantized)
-        kept = [name for name, is_int8 in layers.items() if not is_int8]
-        self._record(f"nncf {nncf.version()}: post-training, mixed", part, layers=len(layers), kept=kept, rest=rest)
+        excluded = nncf.depthwise_3d(model)
+        kept = [name for name, is_int8 in layers.items() if not is_int8 and name not in excluded]
+        method = f"nncf {nncf.version()}: post-training, mixed"
+        self._record(method, part, layers=len(layers), kept=kept, rest=rest, excluded=excluded)
         return quantized
 
-    def _record(self, method: str, part: AccuracyPart | None, *, layers: int, kept: list[str], rest: str) -> None:
+    def _record(
+        self, method: str, part: AccuracyPart | None, *, layers: int, kept: list[str], rest: str, excluded: Sequence[str] = ()
+    ) -> None:
         self.manifest.accuracy = part
         self.manifest.quantization = QuantizationPart(
             method=method, clips=len(self.calibration.frames), seed=self.calibration.seed, clips_sha256=self.calibration.sha256,
-            layers=layers, kept=kept, rest=rest,
+            layers=layers, kept=kept, excluded=list(excluded), rest=rest,
         )  # fmt: skip
 
     def _measure(self, folder: Path, target: str) -> AccuracyPart:

@@ -39,6 +39,7 @@ def quantize_within(model: Any, feeds: list[dict[str, NDArray]], clips: int, sco
     clips: how many clips `score` looks at.
     """
     nncf = _import()
+    excluded = depthwise_3d(model)
     from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
 
     def validate(compiled: Any, numbers: Any) -> tuple[float, list[float]]:
@@ -54,9 +55,10 @@ def quantize_within(model: Any, feeds: list[dict[str, NDArray]], clips: int, sco
                 max_drop=max_drop / 100,
                 preset=nncf.QuantizationPreset.MIXED,
                 subset_size=len(feeds),
-                ignored_scope=nncf.IgnoredScope(names=depthwise_3d(model)),
+                ignored_scope=nncf.IgnoredScope(names=excluded),
                 advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
-                    max_num_iterations=max(1, len(layers(model)) // 2), ranking_subset_size=min(RANKING_CLIPS, clips)
+                    max_num_iterations=max(1, (len(layers(model)) - len(excluded)) // 2),
+                    ranking_subset_size=min(RANKING_CLIPS, clips),
                 ),
             )
         )

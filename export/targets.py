@@ -1,14 +1,16 @@
 """The one table of export targets. Validation, `--help`, the support table in the docs and the tests all read it. No torch.
 
-To add a target: a row here, and a module `export/<name>.py` with a branch in command.py's `_write`.
+To add a target: a row here, and a module `export/<name>.py` with a branch in build.py's `_write`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from dtkd_edge.errors import MissingDependency, UsageError
@@ -219,13 +221,34 @@ def taken(
 
 
 def check_needs(row: Target, precision: str) -> None:
-    """MissingDependency, with the install line, when a library of the target, or of the precision on it, is not here."""
+    """MissingDependency, with the install line, when a library of the target or of the precision is not here or too old."""
     for module, extra in row.needs.items():
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependency(f"--target {row.name} needs {module}, which is not installed", extra=extra or "train")
+        _check_library(module, extra or "train", f"--target {row.name}")
     for module, extra in row.int8_needs.items() if precision == "int8" else ():
-        if importlib.util.find_spec(module) is None:
-            raise MissingDependency(f"--target {row.name} --precision int8 needs {module}, which is not installed", extra=extra)
+        _check_library(module, extra, f"--target {row.name} --precision int8")
+
+
+def _check_library(module: str, extra: str, needed_by: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingDependency(f"{needed_by} needs {module}, which is not installed", extra=extra)
+    oldest, found = _oldest(module), metadata.version(module)
+    if _numbers(found) < _numbers(oldest):
+        raise MissingDependency(
+            f"{needed_by} needs {module} {oldest} or newer, {found} is installed", f'pip install --upgrade "{module}>={oldest}"'
+        )
+
+
+def _oldest(package: str) -> str:
+    """The oldest version that this package says it works with."""
+    for line in metadata.requires("dtkd-edge") or ():
+        if found := re.match(rf"{re.escape(package)}\s*>=\s*([\d.]+)", line):
+            return found[1]
+    return "0"
+
+
+def _numbers(version: str) -> list[int]:
+    """The release's numbers, for comparing: 2026.4.1-18723 → [2026, 4, 1]."""
+    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]  # type: ignore[index]
 
 
 def _nearest_precision(asked: str, legal: tuple[str, ...]) -> str:

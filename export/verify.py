@@ -186,12 +186,16 @@ def verdict(artifact: Artifact, part: VerifyPart, ms: dict[str, float] | None = 
         words.append(accuracy.words(manifest.accuracy))
     if manifest.quantization:
         made = manifest.quantization
-        words.append(f"int8 in {made.layers - len(made.kept)} of {made.layers} layers, the rest in {made.rest}")
+        int8 = made.layers - len(made.kept) - len(made.excluded)
+        words.append(f"int8 in {int8} of {made.layers} layers, the rest in {made.rest}")
+        if made.excluded:
+            words.append(f"{len(made.excluded)} depthwise 3-D convolutions have no faster int8")
         if made.kept:
             words.append(f"left out of int8: {', '.join(made.kept)}")
     if ms:
         here = ms["here"]
-        words.append(f"{here:.2f} ms {'a frame ' if manifest.mode == 'stream' else ''}on one thread")
+        where = f"on {manifest.engine_key.gpu}" if manifest.engine_key else "on one thread"
+        words.append(f"{here:.2f} ms {'a frame ' if manifest.mode == 'stream' else ''}{where}")
         for name, other in ms.items():
             if name != "here":
                 ratio = other / here

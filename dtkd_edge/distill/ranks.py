@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 
 def ranks() -> int:
@@ -36,6 +37,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> Tensor:
         slope = slopes[0].clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(slope)

@@ -52,7 +52,8 @@ def _pool(places: Tensor, dim: int, cells: int) -> Tensor:
 
 def to_grid(features: Tensor, grid: Grid) -> Tensor:
     """Average-pool `[B, C, T, H, W]` to `[B, C, *grid]` (cells may overlap, or repeat a position where there are more of them, as
-    in torch's `adaptive_avg_pool3d`); what is on the grid already is returned as it is."""
+    in torch's `adaptive_avg_pool3d`), float32 where half precision does not come in whole blocks; what is on the grid already is
+    returned as it is."""
     places = features.movedim(1, -1)  # channels last in memory too, as the matrix products behind this want them
     for dim, cells in enumerate(grid, 1):  # one dimension after the other: the same, and on a CPU several times faster
         length = places.shape[dim]
@@ -214,8 +215,8 @@ def _conv(cin: int, cout: int, kernel: Grid) -> nn.Sequential:
 class StructureDiscrepancyBranch(nn.Module):
     """SDB: student features `[B, C, T, H, W]` → a prediction `[B, out_channels, *grid]` of the residual. Never exported.
 
-    It pools to the grid first, so that its cost does not depend on the student's resolution, and it only reads: the student
-    computes the same bits with and without it.
+    It works on no more positions than the grid has, so that its cost does not depend on the student's resolution, and it only
+    reads: the student computes the same bits with and without it.
     """
 
     def __init__(

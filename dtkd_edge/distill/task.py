@@ -266,7 +266,7 @@ class DistillationTask(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The terms on features and relations, and the variance of the branch's target."""
         active, kind = self.weights, self.config.branch.distance
-        # Pooled once for the branch and the alignments, which all read the same grid.
+        # Pooled once, as far as that makes it smaller, for the branch and the alignments, which all read the same grid.
         read = sdd.shrink_to_grid(features[self.tap], self.config.branch.grid) if len(self.phi) else features[self.tap]
         phi = {name: self.phi[name](taught[name].features) for name in self.phi if name in taught}
         terms: dict[str, Tensor] = {}

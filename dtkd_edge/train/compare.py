@@ -11,6 +11,7 @@ OUT/compare.csv, .html   the scores, one line per run; the same as a page with p
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,8 @@ def compare(
     """Train every method with every seed; print mean ± standard error and paired differences to `dtkd`, or to the last method.
 
     seeds: how many (5 is 0 to 4), or which: "5-9", "0,3,7". jobs: trainings side by side, each with its share of the CPU
-    cores. What has finished before is not trained again. resplit: each seed holds out other clips for validation, teachers and
-    all (repeated hold-out): on few clips, which ones are held out matters more than anything else.
+    cores. What has finished before is not trained again. resplit: each seed holds out other clips for validation, from the
+    teachers that are trained too (repeated hold-out): on few clips, which ones are held out matters more than anything else.
     """
     numbers = seed_numbers(seeds)
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -86,7 +88,7 @@ def compare(
             )
 
     if resplit:
-        _refuse_fixed_split(recipe, base)
+        _check_resplit(recipe, base, numbers)
 
     def of_seed(seed: int) -> tuple[str, ...]:
         return (*base, f"seed={seed}", *([f"data.seed={seed}"] if resplit else []))
@@ -114,7 +116,7 @@ def compare(
             _refuse_another_run(job, recipe)
     _run_all(recipe, [teachers_job(s) for s in numbers] if trained else [], method_job, names, numbers, jobs)
     result = summarise(folder, names, numbers, trained)
-    result |= {"recipe": recipe, "overrides": base, "command": shlex.join(["dtkd-edge", *sys.argv[1:]])}
+    result |= {"recipe": recipe, "resplit": resplit, "overrides": base, "command": shlex.join(["dtkd-edge", *sys.argv[1:]])}
     write_json(folder / "compare.json", result)
     write_text(folder / "compare.csv", csv_text(result))
     write_text(folder / "compare.html", compare_page(result))
@@ -126,18 +128,35 @@ def compare(
     return result
 
 
-def _refuse_fixed_split(recipe: str, overrides: list[str]) -> None:
-    """UsageError where `data.seed` does not choose the validation clips: every seed would have the same."""
-    configs = [recipes.load(recipe, [*overrides, f"data.seed={seed}"]).data for seed in range(4)]
-    if configs[0].kind in GENERATED:  # each seed has clips of its own
+def _check_resplit(recipe: str, overrides: list[str], seeds: list[int]) -> None:
+    """UsageError where `data.seed` does not choose the validation clips; a line where seeds share them, or a teacher saw them."""
+    if any(override.partition("=")[0].strip() == "data.seed" for override in overrides):
+        raise UsageError("--set data.seed: --resplit gives each seed its own", "leave one of the two out")
+    configs = [recipes.load(recipe, [*overrides, f"data.seed={seed}"]) for seed in seeds]
+    for name in ("cnn", "vit"):
+        teacher = getattr(configs[0].teachers, name)
+        if teacher is not None and teacher.train is None:
+            say(f"teachers.{name} is not trained here: if it saw these clips before, what --resplit holds out is not new to it")
+    if configs[0].data.kind in GENERATED:  # each seed has clips of its own
+        if configs[0].data.root is not None:
+            raise UsageError("--resplit: each seed generates clips of its own, in one folder", "leave data.root out")
         return
-    held = [open_split(config, "val") for config in configs]
-    first, *others = [{str(one.path(i)) for i in range(len(one))} for one in held]
-    if all(other == first for other in others):
+    held: dict[frozenset[Any], list[int]] = {}
+    for number, (seed, config) in enumerate(zip(seeds, configs, strict=True)):
+        with redirect_stderr(io.StringIO()) if number else nullcontext():  # what the lists deserve to be told is said once
+            one = open_split(config.data, "val")
+        clips = frozenset(
+            (clip.path, clip.start, clip.end, clip.frames, clip.member) for clip in (one[i] for i in range(len(one)))
+        )
+        held.setdefault(clips, []).append(seed)
+    if len(held) == 1 < len(seeds):
         raise UsageError(
-            "--resplit: this data set says itself which clips are for validation",
+            "--resplit: every seed holds out the same clips: the data set says itself which, or has too few groups",
             "leave it out, or join its lists to one: --set data.kind=csv --set data.root=ROOT --set data.train=ONE.csv",
         )
+    for same in held.values():
+        if len(same) > 1:
+            say(f"seeds {', '.join(map(str, same))} hold out the same clips")
 
 
 def seed_numbers(seeds: int | str) -> list[int]:
@@ -266,7 +285,8 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    out = Table(title=f"{result['recipe']}: validation top-1, {len(result['seeds'])} seeds, mean ± standard error")
+    each = ", each with clips of its own held out" if result.get("resplit") else ""
+    out = Table(title=f"{result['recipe']}: validation top-1, {len(result['seeds'])} seeds{each}, mean ± standard error")
     for number, column in enumerate(columns(result["reference"])):
         out.add_column(column, justify="right" if number else "left")
     for row in cells(result):

@@ -43,9 +43,10 @@ def compare_page(result: dict[str, Any]) -> str:
     if paired:
         svg = plots.intervals(paired, "points of top-1, same seed, same teachers", "Paired differences", zero=True)
         figures.append(figure(f"What {reference} gains over", svg, note="Right of zero: better. Left of it: worse."))
+    each = ", each with clips of its own held out" if result.get("resplit") else ""
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">Validation top-1, mean ± standard error of {len(result["seeds"])} seeds. '
+        f'<p class="soft">Validation top-1, mean ± standard error of {len(result["seeds"])} seeds{each}. '
         "Teachers, splits and schedule are the same for every method.</p>",
         _table(result),
         f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>',

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtkd_edge.distill.ranks import batch_mean, gather_batch, ranks
@@ -36,6 +37,7 @@ class _NormOverRanks(torch.autograd.Function):
         return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False), mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight, mean, variance = ctx.saved_tensors
         slope = slopes[0] if slopes[0].stride() == x.stride() else torch.empty_like(x).copy_(slopes[0])
