@@ -46,18 +46,20 @@ _PREPARE_ENGINE = f"""if [ -f "$HOME/$1/$2/{MANIFEST}" ]; then exit 0; fi
 _JOB = """p=$1; n=$2; shift 2; while [ "$n" -gt 0 ]; do n=$((n - 1)); if ! "$p" export "$1" --verify-only > check 2>&1; then
 "$p" export "$1" --target tensorrt; b="$1.build.log"; [ -f "$b" ] || b="$1/build.log"
 if [ -f "$b" ]; then echo "== $1" >> build.log; cat "$b" >> build.log; fi; fi; shift; done; "$p" bench "$@" """
+# a process that runs; a dead one that nobody has asked after (PID 1 of many a container never does) still has a number
+_ALIVE = """alive() { kill -0 "$1" 2>/dev/null && ! grep -q ') Z ' "/proc/$1/stat" 2>/dev/null; }"""
 # $1 job, then the words of _JOB; starts it unless it runs, or ended within the hour (its rows wait to be fetched). One that was
 # killed goes on with the rows that are missing, within a day.
-_START = f"""cd || exit 1; cd "$1" || exit 1; shift
+_START = f"""{_ALIVE}; cd || exit 1; cd "$1" || exit 1; shift
 if [ -f rc ] && [ -n "$(find rc -mmin +60)" ]; then rm -f rc pid out log build.log rows.jsonl; fi
 if [ -f rc ]; then exit 0; fi
-if [ -f pid ] && kill -0 "$(cat pid)" 2>/dev/null; then exit 0; fi
+if [ -f pid ] && alive "$(cat pid)"; then exit 0; fi
 if [ -f rows.jsonl ] && [ -n "$(find rows.jsonl -mmin +1440)" ]; then rm -f log build.log rows.jsonl; fi
 if [ -f rows.jsonl ]; then echo on; fi
 setsid sh -c '({_JOB}) > out 2>> log < /dev/null; echo $? > rc.new; mv rc.new rc' sh "$@" > /dev/null 2>&1 < /dev/null &
 echo $! > pid"""
 # $1 job, $2 bytes of the log that were seen
-_POLL = """cd || exit 1; cd "$1" || exit 3; if [ -f rc ]; then cat rc; elif kill -0 "$(cat pid)" 2>/dev/null; then echo run; else
+_POLL = f"""{_ALIVE}; cd || exit 1; cd "$1" || exit 3; if [ -f rc ]; then cat rc; elif alive "$(cat pid)"; then echo run; else
 sleep 1; if [ -f rc ]; then cat rc; else echo gone; fi; fi; tail -c "+$2" log 2>/dev/null; exit 0"""
 _ROWS = 'cd || exit 1; cat "$1/rows.jsonl" 2>/dev/null; exit 0'
 _LOG = 'cd || exit 1; tail -c 16000000 "$1/$2" 2>/dev/null; exit 0'
@@ -123,7 +125,7 @@ def bench_on(
             started = ssh.run(job, *call, script=_START)
             if started.returncode:
                 raise MissingDevice(f"{host}: the bench did not start: {plain(started.stderr.decode(errors='replace')).strip()}")
-            if started.stdout.strip() == b"on":
+            if started.stdout.strip() == b"on" and not options.fresh:
                 say(f"{host}: the bench there was interrupted before; its finished rows are not measured again")
             code, log = _follow(ssh, job, poll)
             if code is None:
@@ -134,7 +136,7 @@ def bench_on(
             fetch()
             raise
         rows, wanted_rows = fetch(), len(artifacts) * len(devices) * len(scenarios)
-        if code is None or code > SIGNALS:
+        if code is None or SIGNALS < code <= SIGNALS + 64:
             how = "ended without a word" if code is None else f"was ended by signal {code - SIGNALS}"
             raise MissingDevice(
                 f"{host}: the bench there {how}; {len(rows)} of {wanted_rows} rows were finished and came back",

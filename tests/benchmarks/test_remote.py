@@ -315,6 +315,17 @@ def test_a_far_doctor_that_fails_is_said(far: FarMachine, onnx_artifact: Path, c
     assert not far.jobs
 
 
+def test_a_dead_process_that_nobody_asked_after_does_not_run(far: FarMachine) -> None:
+    job = far.home / remote.JOBS / "0"
+    job.mkdir(parents=True)
+    with Ssh("far") as ssh, subprocess.Popen(["sleep", "60"]) as process:
+        (job / "pid").write_text(str(process.pid))
+        assert ssh.run(f"{remote.JOBS}/0", "1", script=remote._POLL).stdout == b"run\n"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and left a zombie
+        assert ssh.run(f"{remote.JOBS}/0", "1", script=remote._POLL).stdout == b"gone\n"
+
+
 def test_a_copy_goes_on_where_it_stopped(far: FarMachine, tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(os.urandom(300_000))
