@@ -24,7 +24,7 @@ LEAST_CPU_S = 0.2  # the kernel counts in hundredths of a second: less says noth
 
 
 def device_root() -> Path:
-    """Where /proc, /sys and /etc are read; another folder than / lets a recorded device be looked at."""
+    """Where /proc, /sys and /etc are read; another folder than / lets a copied or prepared device be looked at."""
     return Path(os.environ.get(ROOT_VARIABLE, "/"))
 
 

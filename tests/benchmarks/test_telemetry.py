@@ -1,4 +1,9 @@
-"""Telemetry on recorded-format lines of five module families, on a prepared device root, and on sources that break."""
+"""Telemetry on tegrastats lines of five module families, on a prepared device root, and on sources that break.
+
+No Jetson was at hand. The lines have the format of tegrastats on those modules; where they come from was not noted, so none
+of them counts as recorded from a device, and what passes here has yet to be tried on one. The same holds for the files of the
+device root and the stub of NVML; `test_this_machines_cpu` and `test_another_process_is_seen` look at the real machine.
+"""
 
 from __future__ import annotations
 
@@ -312,7 +317,7 @@ def test_another_process_is_seen() -> None:
 
 
 def fake_jetson(root: Path, line: str = ORIN_NANO) -> Path:
-    """A device root as an Orin Nano's: device tree, release file, and a tegrastats that prints a recorded line."""
+    """A device root as an Orin Nano's: device tree, release file, and a tegrastats that prints one line again and again."""
     for path, text in {
         "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\x00",
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n",
