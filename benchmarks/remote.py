@@ -46,8 +46,9 @@ _PREPARE_ENGINE = f"""if [ -f "$HOME/$1/$2/{MANIFEST}" ]; then exit 0; fi
 _JOB = """p=$1; n=$2; shift 2; while [ "$n" -gt 0 ]; do n=$((n - 1)); if ! "$p" export "$1" --verify-only > check 2>&1; then
 "$p" export "$1" --target tensorrt; b="$1.build.log"; [ -f "$b" ] || b="$1/build.log"
 if [ -f "$b" ]; then echo "== $1" >> build.log; cat "$b" >> build.log; fi; fi; shift; done; "$p" bench "$@" """
-# a process that runs; a dead one that nobody has asked after (PID 1 of many a container never does) still has a number
-_ALIVE = """alive() { kill -0 "$1" 2>/dev/null && ! grep -q ') Z ' "/proc/$1/stat" 2>/dev/null; }"""
+# The job's process is the one that runs in the job's folder: after a restart its number may be another's, and a dead one that
+# nobody asks after (PID 1 of many a container never does) keeps its number.
+_ALIVE = """alive() { [ "$(readlink "/proc/$1/cwd" 2>/dev/null)" = "$(pwd -P)" ]; }"""
 # $1 job, then the words of _JOB; starts it unless it runs, or ended within the hour (its rows wait to be fetched). One that was
 # killed goes on with the rows that are missing, within a day.
 _START = f"""{_ALIVE}; cd || exit 1; cd "$1" || exit 1; shift

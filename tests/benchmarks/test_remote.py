@@ -232,7 +232,7 @@ def test_a_dropped_connection_is_taken_up_again(far: FarMachine, onnx_artifact: 
 
 def begin(far: FarMachine, command: list[str]) -> tuple[subprocess.Popen[str], int]:
     """The command as its user types it, once the first of its two rows is finished on the far machine; and the process there."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.perf_counter() + 120
     while not any((job / "rows.jsonl").exists() for job in far.jobs):
         assert process.poll() is None and time.perf_counter() < deadline, process.communicate()
@@ -295,7 +295,7 @@ def test_ctrl_c_stops_the_far_bench_and_keeps_its_rows(far: FarMachine, onnx_art
     file = tmp_path / "rows.jsonl"
     process, pid = begin(far, words_of(onnx_artifact, file))
     assert running(pid)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: the ssh that runs just now gets it too
     out, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "stopping the bench on far" in said and "Traceback" not in said
     assert not running(pid) and not far.jobs
@@ -315,15 +315,20 @@ def test_a_far_doctor_that_fails_is_said(far: FarMachine, onnx_artifact: Path, c
     assert not far.jobs
 
 
-def test_a_dead_process_that_nobody_asked_after_does_not_run(far: FarMachine) -> None:
+def test_the_jobs_process_is_told_from_dead_and_other_ones(far: FarMachine) -> None:
     job = far.home / remote.JOBS / "0"
     job.mkdir(parents=True)
-    with Ssh("far") as ssh, subprocess.Popen(["sleep", "60"]) as process:
-        (job / "pid").write_text(str(process.pid))
-        assert ssh.run(f"{remote.JOBS}/0", "1", script=remote._POLL).stdout == b"run\n"
+    with Ssh("far") as ssh, subprocess.Popen(["sleep", "60"], cwd=job) as process:
+
+        def state(pid: int) -> bytes:
+            (job / "pid").write_text(str(pid))
+            return ssh.run(f"{remote.JOBS}/0", "1", script=remote._POLL).stdout
+
+        assert state(process.pid) == b"run\n"
+        assert state(os.getpid()) == b"gone\n"  # the number is another's by now
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and left a zombie
-        assert ssh.run(f"{remote.JOBS}/0", "1", script=remote._POLL).stdout == b"gone\n"
+        assert state(process.pid) == b"gone\n"
 
 
 def test_a_copy_goes_on_where_it_stopped(far: FarMachine, tmp_path: Path) -> None:
