@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -101,6 +102,7 @@ class _Rows:
         self.last = [] if output is None else old_rows(output)
         self.before = [] if again else self.last
         self.histories: dict[Path, History] = {}
+        self.logs: dict[Path, str] = {}
 
     @property
     def finished(self) -> dict[str | None, Record]:
@@ -130,6 +132,19 @@ class _Rows:
             write_records(self.output, merge(self.before, self.records))
         for run, history in self.histories.items():
             history.add([r for r in rows if r.path and run_of(Path(r.path)) == run and r.identity not in finished])
+
+    def keep_log(self, host: str, name: str, text: str) -> None:
+        """A far machine's log beside the rows: FILE.HOST.log for FILE.jsonl. Where no rows are kept, no log is."""
+        beside = self.output or next((history.own for history in self.histories.values() if not history.broken), None)
+        if beside is None:
+            return
+        file = beside.with_suffix(f".{re.sub(r'[^A-Za-z0-9_.@-]', '_', host)}.{name}")
+        self.logs[file] = self.logs.get(file, "") + text  # of several jobs on one host
+        try:
+            write_text(file, self.logs[file])
+            say(f"{host}: its {name}: {file}")
+        except InputError as error:
+            say(f"not kept: {error.message}")
 
     def say_files(self) -> None:
         if self.output:
@@ -180,7 +195,7 @@ def _run(job: Job, rows: _Rows, *, alone: bool) -> None:
     rows.expect(job)
     first = len(rows.records)
     try:
-        job.run(rows.emit, rows.finished)
+        job.run(rows.emit, rows.finished, rows.keep_log)
     except DtkdEdgeError as error:
         if alone:
             raise

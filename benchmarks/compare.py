@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtkd_edge.benchmarks.record import Record, read_records
+from dtkd_edge.benchmarks.record import Latency, Record, read_records
 from dtkd_edge.benchmarks.report import number
-from dtkd_edge.benchmarks.statistics import ratio_interval, share_difference
+from dtkd_edge.benchmarks.scenarios import SCENARIOS
+from dtkd_edge.benchmarks.statistics import percentile_ratio, ratio_interval, share_difference
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.errors import InputError, VerificationError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Key = tuple[str, ...]
-LATENCY = "p50 ms/clip"  # not of a query, whose clips may be others elsewhere
+LATENCY = "ms/clip"  # not of a query, whose clips may be others elsewhere
 LEAST_BLOCKS = 5  # fewer say nothing about noise
 
 
@@ -63,7 +64,8 @@ def _by_key(records: list[Record]) -> dict[Key, Record]:
 
 
 def compare(old: list[Record], new: list[Record], *, latency_limit: float = 0.05, accuracy_limit: float = 1.0) -> list[Change]:
-    """Changes of the median latency per clip (ratio) and of top-1 (points), row by row.
+    """Changes of latency per clip (ratios), by its median and by the percentile that the scenario is judged by, and of top-1
+    (points), row by row.
 
     A regression is worse by more than the limit with an interval that leaves out 'no change'. The interval speaks for these two
     runs: what differs between any two runs of one machine (load, clocks) is not in it, so bench twice before believing 5 %.
@@ -78,13 +80,8 @@ def compare(old: list[Record], new: list[Record], *, latency_limit: float = 0.05
             if a.status == "ok":
                 changes.append(Change(key, "row", None, None, None, None, None, missing[0] if missing else "gone"))
             continue
-        if a.latency_ms and b.latency_ms and a.latency_ms.blocks and b.latency_ms.blocks:
-            old_ms, new_ms = ([ms / r.clips_per_query for ms in r.latency_ms.blocks] for r in (a, b) if r.latency_ms)
-            ratio, low, high = ratio_interval(old_ms, new_ms)
-            verdict = _verdict(ratio - 1, low - 1, high - 1, latency_limit)
-            if min(len(old_ms), len(new_ms)) < LEAST_BLOCKS:
-                verdict = "too short"
-            changes.append(Change(key, LATENCY, a.per_clip, b.per_clip, ratio - 1, low - 1, high - 1, verdict))
+        if a.latency_ms and b.latency_ms:
+            changes += _latency(key, (a.latency_ms, a.clips_per_query), (b.latency_ms, b.clips_per_query), latency_limit)
         if a.accuracy and b.accuracy and (rated := key[:3]) not in seen:  # every scenario's row repeats it
             seen.add(rated)
             counts = [(round(r.top1 * r.n), r.n) for r in (a.accuracy, b.accuracy)]
@@ -97,6 +94,27 @@ def compare(old: list[Record], new: list[Record], *, latency_limit: float = 0.05
         if key not in before and r.status == "ok"
     ]
     return changes
+
+
+def _latency(key: Key, old: tuple[Latency, int], new: tuple[Latency, int], limit: float) -> list[Change]:
+    """Of one row; each with the clips of a query."""
+    (a, clips_a), (b, clips_b) = old, new
+    changes = []
+    if a.blocks and b.blocks:
+        ratio, low, high = ratio_interval([ms / clips_a for ms in a.blocks], [ms / clips_b for ms in b.blocks])
+        verdict = _verdict(ratio - 1, low - 1, high - 1, limit)
+        if min(len(a.blocks), len(b.blocks)) < LEAST_BLOCKS:
+            verdict = "too short"
+        changes.append(Change(key, f"p50 {LATENCY}", a.p50 / clips_a, b.p50 / clips_b, ratio - 1, low - 1, high - 1, verdict))
+    scenario = SCENARIOS.get(key[4])
+    if scenario is None or scenario.metric not in ("p90", "p99") or scenario.name == "live":  # live: judged by its labels' age
+        return changes
+    before, after = (getattr(row, scenario.metric) / clips for row, clips in (old, new))
+    bounds = [[None if v is None else v / clips for v in row.interval] for row, clips in (old, new)]
+    change, *ends = percentile_ratio((before, *bounds[0]), (after, *bounds[1]))
+    least, most = (None if end is None else end - 1 for end in ends)
+    verdict = "too short" if least is None or most is None else _verdict(change - 1, least, most, limit)
+    return [*changes, Change(key, f"{scenario.metric} {LATENCY}", before, after, change - 1, least, most, verdict)]
 
 
 def _verdict(worse_by: float, low: float, high: float, limit: float) -> str:
@@ -116,9 +134,10 @@ def table(changes: list[Change]) -> Table:
         out.add_column(name, justify="right" if name in ("old", "new", "change (95 %)") else "left")
     for c in changes:
         amount = "–"
-        if c.change is not None and c.low is not None and c.high is not None:
-            scale, unit = (100, " %") if c.what == LATENCY else (1, " points")
-            amount = f"{scale * c.change:+.1f}{unit} ({scale * c.low:+.1f} … {scale * c.high:+.1f})"
+        if c.change is not None:
+            scale, unit = (100, " %") if c.what.endswith(LATENCY) else (1, " points")
+            low, high = ("?" if end is None else f"{scale * end:+.1f}" for end in (c.low, c.high))
+            amount = f"{scale * c.change:+.1f}{unit} ({low} … {high})"
         device = f"{c.key[2]} · {c.key[1]}"
         out.add_row(c.key[0], device, c.key[4], c.what, number(c.old), number(c.new), amount, c.verdict)
     return out

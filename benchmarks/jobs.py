@@ -33,8 +33,8 @@ class Job:
     data: Path | None
     overrides: list[str]
 
-    def run(self, emit: Emit, finished: Mapping[str | None, Record]) -> None:
-        """Measure, and `emit` rows as they come; those that are `finished` are emitted as they are."""
+    def run(self, emit: Emit, finished: Mapping[str | None, Record], keep_log: Callable[[str, str, str], None]) -> None:
+        """Measure, and `emit` rows as they come; those that are `finished` are emitted as they are. keep_log: a far machine's."""
         emit([row for folder, error in self.broken for row in self._broken(folder, error)])
         if not self.artifacts:
             return
@@ -43,7 +43,7 @@ class Job:
 
             bench_on(
                 self.host, self.artifacts, self.devices, self.scenarios, self.options, emit,
-                data=self.data, overrides=self.overrides, finished=finished,
+                data=self.data, overrides=self.overrides, finished=finished, keep_log=keep_log,
             )  # fmt: skip
             return
         if len(self.devices) == 1:

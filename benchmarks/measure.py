@@ -20,7 +20,7 @@ from dtkd_edge.benchmarks.record import NO_ACCURACY, Record, Status, identity
 from dtkd_edge.benchmarks.roofline import measure_machine
 from dtkd_edge.benchmarks.rows import Opened, Options, asked_of, missing_rows, row_of, title, versions
 from dtkd_edge.benchmarks.scenarios import Scenario, Subject, Timing, run_closed, run_live
-from dtkd_edge.benchmarks.telemetry import Sampler
+from dtkd_edge.benchmarks.telemetry import Sampler, sources_of
 from dtkd_edge.console import say
 from dtkd_edge.deploy.backends import TARGETS, open_backend
 from dtkd_edge.deploy.metrics import resident_memory
@@ -69,8 +69,10 @@ def measure(
     if options.roofline and options.machine is None and any(work for _, work in plan):
         say("roofline: measuring matrix products and memory")
         options.machine = measure_machine(options.threads)
-    with Sampler() as sampler:
-        for device, work in plan:
+    for device, work in plan:
+        if not work:
+            continue
+        with Sampler(sources=sources_of(device)) as sampler:
             opened: list[Opened] = []
             try:
                 for artifact, left in work:

@@ -1,8 +1,8 @@
 """`bench --host`: the same bench on a far machine, where dtkd-edge is installed, with its rows brought back.
 
 Files go there once, by their sha256. The far bench runs on its own, so a dropped connection does not end it: the same command
-finds it again. TensorRT engines are built there, once, from the engine-ready artefact. Nothing there needs more rights than the
-user has, and nothing that comes back is run.
+finds it again; where it was killed, its rows come back all the same. TensorRT engines are built there, once, from the
+engine-ready artefact. Nothing there needs more rights than the user has, and nothing that comes back is run.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ FILES = ".cache/dtkd-edge/bench/files"
 JOBS = ".cache/dtkd-edge/bench/jobs"
 ENGINES = ".cache/dtkd-edge/bench/engines"
 POLL_S = 1.0
+LOGS = ("log", "build.log")
+SIGNALS = 128  # the shell's exit code of a program that signal N ended is 128 + N
 
 # Where a user's dtkd-edge is found without a login shell.
 _FIND = """for p in "$(command -v dtkd-edge)" "$HOME/.local/bin/dtkd-edge" "$HOME/.venv/bin/dtkd-edge" \
@@ -39,22 +41,32 @@ while [ $# -ge 3 ]; do mkdir -p "$j/$1" && ln -f "$2" "$j/$1/$3" 2>/dev/null || 
 _PREPARE_ENGINE = f"""if [ -f "$HOME/$1/$2/{MANIFEST}" ]; then exit 0; fi
 {_PREPARE}"""
 # What runs there. $1 program, $2 how many engine folders follow, then the arguments of the bench. An engine that does not load or
-# verify on this GPU with this TensorRT is built; one that cannot be built is a row that says so.
+# verify on this GPU with this TensorRT is built; one that cannot be built is a row that says so. Its log lies beside the
+# folder if it could not, within if it could.
 _JOB = """p=$1; n=$2; shift 2; while [ "$n" -gt 0 ]; do n=$((n - 1)); if ! "$p" export "$1" --verify-only > check 2>&1; then
-"$p" export "$1" --target tensorrt; fi; shift; done; "$p" bench "$@" """
-# $1 job, then the words of _JOB; starts it unless it runs, or ended within the hour (its rows wait to be fetched)
-_START = f"""cd || exit 1; cd "$1" || exit 1; shift
-if [ -f rc ] && [ -n "$(find rc -mmin +60)" ]; then rm -f rc pid out log rows.jsonl; fi
+"$p" export "$1" --target tensorrt; b="$1.build.log"; [ -f "$b" ] || b="$1/build.log"
+if [ -f "$b" ]; then echo "== $1" >> build.log; cat "$b" >> build.log; fi; fi; shift; done; "$p" bench "$@" """
+# The job's process is the one that runs in the job's folder: after a restart its number may be another's, and a dead one that
+# nobody asks after (PID 1 of many a container never does) keeps its number.
+_ALIVE = """alive() { [ "$(readlink "/proc/$1/cwd" 2>/dev/null)" = "$(pwd -P)" ]; }"""
+# $1 job, then the words of _JOB; starts it unless it runs, or ended within the hour (its rows wait to be fetched). One that was
+# killed goes on with the rows that are missing, within a day.
+_START = f"""{_ALIVE}; cd || exit 1; cd "$1" || exit 1; shift
+if [ -f rc ] && [ -n "$(find rc -mmin +60)" ]; then rm -f rc pid out log build.log rows.jsonl; fi
 if [ -f rc ]; then exit 0; fi
-if [ -f pid ] && kill -0 "$(cat pid)" 2>/dev/null; then exit 0; fi
-setsid sh -c '({_JOB}) > out 2> log < /dev/null; echo $? > rc.new; mv rc.new rc' sh "$@" > /dev/null 2>&1 < /dev/null &
+if [ -f pid ] && alive "$(cat pid)"; then exit 0; fi
+if [ -f rows.jsonl ] && [ -n "$(find rows.jsonl -mmin +1440)" ]; then rm -f log build.log rows.jsonl; fi
+if [ -f rows.jsonl ]; then echo on; fi
+setsid sh -c '({_JOB}) > out 2>> log < /dev/null; echo $? > rc.new; mv rc.new rc' sh "$@" > /dev/null 2>&1 < /dev/null &
 echo $! > pid"""
 # $1 job, $2 bytes of the log that were seen
-_POLL = """cd || exit 1; cd "$1" || exit 3; if [ -f rc ]; then cat rc; elif kill -0 "$(cat pid)" 2>/dev/null; then echo run; else
+_POLL = f"""{_ALIVE}; cd || exit 1; cd "$1" || exit 3; if [ -f rc ]; then cat rc; elif alive "$(cat pid)"; then echo run; else
 sleep 1; if [ -f rc ]; then cat rc; else echo gone; fi; fi; tail -c "+$2" log 2>/dev/null; exit 0"""
 _ROWS = 'cd || exit 1; cat "$1/rows.jsonl" 2>/dev/null; exit 0'
-_STOP = """cd || exit 1; cd "$1" || exit 0; if [ -f pid ] && [ ! -f rc ]; then p=$(cat pid); kill -TERM -- "-$p" 2>/dev/null
-for i in 1 2 3 4 5 6; do kill -0 "$p" 2>/dev/null || exit 0; sleep 0.5; done; kill -KILL -- "-$p" 2>/dev/null; fi; exit 0"""
+_LOG = 'cd || exit 1; tail -c 16000000 "$1/$2" 2>/dev/null; exit 0'
+# `kill -TERM -- -N` is no number to dash, the `sh` of Debian, Ubuntu and JetPack; `kill -s` is POSIX's
+_STOP = """cd || exit 1; cd "$1" || exit 0; if [ -f pid ] && [ ! -f rc ]; then g="-$(cat pid)"; kill -s TERM -- "$g" 2>/dev/null
+for i in 1 2 3 4 5 6; do kill -s 0 -- "$g" 2>/dev/null || exit 0; sleep 0.5; done; kill -s KILL -- "$g" 2>/dev/null; fi; exit 0"""
 _CLEAN = 'cd || exit 1; case $1 in .cache/dtkd-edge/bench/jobs/*) rm -rf -- "$1";; esac'
 
 
@@ -69,11 +81,13 @@ def bench_on(
     data: Path | None = None,
     overrides: Sequence[str] = (),
     finished: Mapping[str | None, Record] | None = None,
+    keep_log: Callable[[str, str, str], None] = lambda host, name, text: None,
     poll: float = POLL_S,
 ) -> None:
     """Measure on `host` and `emit` its rows. data and overrides name labelled videos on the far machine.
 
     finished: rows by identity, emitted as they are; an artefact is measured again with the scenarios that any of them lacks.
+    keep_log: gets the host, `log` (what the bench said) or `build.log` (of engines that were built), and the text.
 
     Raises MissingDevice (no connection, no such device there), MissingDependency (no dtkd-edge there), the far bench's error.
     """
@@ -97,22 +111,39 @@ def bench_on(
         job = f"{JOBS}/{_job_name(artifacts, words)}"
         places = _copy(ssh, artifacts, job)
         engines = [folder for folder in places if folder.startswith("..")]
+
+        def fetch() -> list[Record]:
+            for name in LOGS:
+                text = plain(ssh.run(job, name, script=_LOG).stdout.decode(errors="replace"))
+                if text.strip():
+                    keep_log(host, name, text)
+            rows = _bring(ssh, job, host, places, options, emit)
+            ssh.run(job, script=_CLEAN)
+            return rows
+
         try:
             call = [program, str(len(engines)), *engines, *places, *words, "--json", "rows.jsonl"]
             started = ssh.run(job, *call, script=_START)
             if started.returncode:
                 raise MissingDevice(f"{host}: the bench did not start: {plain(started.stderr.decode(errors='replace')).strip()}")
+            if started.stdout.strip() == b"on" and not options.fresh:
+                say(f"{host}: the bench there was interrupted before; its finished rows are not measured again")
             code, log = _follow(ssh, job, poll)
+            if code is None:
+                ssh.run(job, script=_STOP)  # what its end has left running
         except KeyboardInterrupt:
             say(f"stopping the bench on {host}")
             ssh.run(job, script=_STOP)
-            _bring(ssh, job, host, places, options, emit)
-            ssh.run(job, script=_CLEAN)
+            fetch()
             raise
-        rows = _bring(ssh, job, host, places, options, emit)
-        ssh.run(job, script=_CLEAN)
-        whole = len(rows) >= len(artifacts) * len(devices) * len(scenarios)
-        if code != 0 and not (whole and code in (3, 4)):  # with all of its rows, each says why it is not ok
+        rows, wanted_rows = fetch(), len(artifacts) * len(devices) * len(scenarios)
+        if code is None or SIGNALS < code <= SIGNALS + 64:
+            how = "ended without a word" if code is None else f"was ended by signal {code - SIGNALS}"
+            raise MissingDevice(
+                f"{host}: the bench there {how}; {len(rows)} of {wanted_rows} rows were finished and came back",
+                "was it killed? is its memory full? the same command with --resume measures only what is missing",
+            )
+        if code != 0 and not (len(rows) >= wanted_rows and code in (3, 4)):  # all of its rows: each says why it is not ok
             raise _error(host, code, log)
 
 
@@ -130,6 +161,8 @@ def _find(ssh: Ssh) -> str:
     doctor = ssh.run(lines[0], script=_DOCTOR)
     for line in plain(doctor.stdout.decode(errors="replace")).splitlines():
         say(f"{ssh.host}: {line}")
+    if doctor.returncode:  # not refused: what it misses may be nothing that this bench needs
+        say(f"{ssh.host}: doctor found something there that does not work (exit code {doctor.returncode}); trying all the same")
     return lines[0]
 
 
@@ -155,7 +188,7 @@ def _arguments(
     words += ["--include", ",".join(options.include)] if options.include else []
     words += ["--threads", str(options.threads)] if options.threads else []
     words += ["--roofline"] if options.roofline else []
-    words += ["--again"] if options.fresh else []
+    words += ["--again" if options.fresh else "--resume"]  # of the job's own rows, if it was killed there
     for override in overrides:
         words += ["--set", override]
     if data is not None:
@@ -200,8 +233,8 @@ def _copy(ssh: Ssh, artifacts: Sequence[Artifact], job: str) -> dict[str, Artifa
     return places
 
 
-def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int, str]:
-    """Wait for the far bench and show its messages: (exit code, log)."""
+def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int | None, str]:
+    """Wait for the far bench and show its messages: (exit code, log). No exit code: it is gone without one."""
     log = b""
     while True:
         answer = ssh.run(job, str(len(log) + 1), script=_POLL)
@@ -213,7 +246,7 @@ def _follow(ssh: Ssh, job: str, poll: float) -> tuple[int, str]:
         if text.isdigit():
             return int(text), plain(log.decode(errors="replace"))
         if text != "run":
-            raise MissingDevice(f"{ssh.host}: the bench there ended without a word", "was it killed? is its memory full?")
+            return None, plain(log.decode(errors="replace"))
         time.sleep(poll)
 
 

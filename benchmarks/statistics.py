@@ -101,6 +101,21 @@ def ratio_interval(old: Sequence[float], new: Sequence[float], *, draws: int = 4
     return float(np.median(b) / np.median(a)), float(low), float(high)
 
 
+def percentile_ratio(
+    old: tuple[float, float | None, float | None], new: tuple[float, float | None, float | None]
+) -> tuple[float, float | None, float | None]:
+    """(ratio, low, high) of new / old, each a percentile with its 95 % interval from `percentile_interval`; a bound is None where
+    one that it needs is.
+
+    The logarithms' intervals joined as Newcombe joins those of shares (below); for any two estimates: Zou & Donner (2008). They
+    take queries for independent, so where neighbours in time resemble each other the true interval is wider.
+    """
+    (a, low_a, high_a), (b, low_b, high_b) = old, new
+    low = None if low_b is None or high_a is None else b / a * math.exp(-math.hypot(math.log(b / low_b), math.log(high_a / a)))
+    high = None if high_b is None or low_a is None else b / a * math.exp(math.hypot(math.log(high_b / b), math.log(a / low_a)))
+    return b / a, low, high
+
+
 def share_difference(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float, float]:
     """(difference, low, high) of two shares given as (successes, trials), new − old, with Newcombe's 95 % interval.
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -23,7 +24,7 @@ LEAST_CPU_S = 0.2  # the kernel counts in hundredths of a second: less says noth
 
 
 def device_root() -> Path:
-    """Where /proc, /sys and /etc are read; another folder than / lets a recorded device be looked at."""
+    """Where /proc, /sys and /etc are read; another folder than / lets a copied or prepared device be looked at."""
     return Path(os.environ.get(ROOT_VARIABLE, "/"))
 
 
@@ -67,10 +68,10 @@ def _cpu(root: Path) -> Source | None:
     return CpuSource(root)
 
 
-def _nvidia(root: Path) -> Source | None:
+def _nvidia(root: Path, index: int = 0) -> Source | None:
     from dtkd_edge.benchmarks.telemetry.nvidia import open_nvidia
 
-    return open_nvidia()
+    return open_nvidia(index)
 
 
 def _jetson(root: Path) -> Source | None:
@@ -80,6 +81,14 @@ def _jetson(root: Path) -> Source | None:
 
 
 SOURCES: dict[str, Open] = {"cpu": _cpu, "nvidia": _nvidia, "jetson": _jetson}
+
+
+def sources_of(device: str) -> dict[str, Open]:
+    """SOURCES for a `--device`: of GPUs the one that it means, and none for the CPU."""
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return {name: source for name, source in SOURCES.items() if name != "nvidia"}
+    return {**SOURCES, "nvidia": partial(_nvidia, index=int(index))} if kind == "cuda" and index else SOURCES
 
 
 class Sampler:

@@ -1,6 +1,6 @@
 """Jetson: the module from the device tree, L4T and power mode, and clocks, temperatures and power from `tegrastats`.
 
-The line that tegrastats prints differs by module and release. Seen and handled: bare and mW-suffixed rails, two or three values
+The line that tegrastats prints differs by module and release. Handled: bare and mW-suffixed rails, two or three values
 per rail, temperatures with a limit (`cpu@50C/50C`), GPU clocks as one number, as a list, or not at all (JetPack 7).
 """
 

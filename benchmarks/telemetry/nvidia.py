@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
@@ -24,8 +25,8 @@ def decode_slowdowns(mask: int) -> set[str]:
     return {name for bit, name in SLOWDOWNS.items() if mask & bit}
 
 
-def open_nvidia(index: int | None = None) -> NvidiaSource | None:
-    """The GPU that CUDA's device 0 is, or None where there is no NVML or no GPU.
+def open_nvidia(index: int = 0) -> NvidiaSource | None:
+    """The GPU that is CUDA's device `index` here, or None where there is no NVML or no such GPU.
 
     Raises MissingDependency where there is a GPU and only the Python package is missing: a note in the record.
     """
@@ -40,25 +41,48 @@ def open_nvidia(index: int | None = None) -> NvidiaSource | None:
     except pynvml.NVMLError:
         return None
     try:
-        if not pynvml.nvmlDeviceGetCount():
-            return None
-        return NvidiaSource(pynvml, _first_visible() if index is None else index)
+        handle = _handle(pynvml, index)
     except pynvml.NVMLError:
+        handle = None
+    if handle is None:
+        pynvml.nvmlShutdown()
         return None
+    return NvidiaSource(pynvml, handle)
 
 
-def _first_visible() -> int:
-    """CUDA_VISIBLE_DEVICES renumbers CUDA's devices, not NVML's."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return int(first) if first.isdigit() else 0
+def _handle(pynvml: Any, index: int) -> Any:
+    """NVML's GPU for CUDA's index, None for none. By the PCI address where there are several: CUDA numbers the fastest first and
+    hides what CUDA_VISIBLE_DEVICES leaves out, NVML numbers all along the bus. Without CUDA's driver, that variable has to do."""
+    count = pynvml.nvmlDeviceGetCount()
+    if count < 2:
+        return pynvml.nvmlDeviceGetHandleByIndex(0) if count else None
+    address = pci_address(index)
+    if address is not None:
+        return pynvml.nvmlDeviceGetHandleByPciBusId(address)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    name = names[index].strip() if index < len(names) else ""
+    if name.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+    return pynvml.nvmlDeviceGetHandleByUUID(name) if name.startswith("GPU-") else None
+
+
+def pci_address(index: int) -> str | None:
+    """'0000:65:00.0' of CUDA's device, asked of the driver (cuDeviceGetPCIBusId; no context is made); None where it has none."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+        device, address = ctypes.c_int(), ctypes.create_string_buffer(32)
+        if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index):
+            return None
+        return None if cuda.cuDeviceGetPCIBusId(address, len(address), device) else address.value.decode()
+    except (OSError, AttributeError):  # AttributeError: some other library of that name
+        return None
 
 
 class NvidiaSource:
     name = "nvidia"
 
-    def __init__(self, pynvml: Any, index: int) -> None:
-        self.nvml = pynvml
-        self.handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    def __init__(self, pynvml: Any, handle: Any) -> None:
+        self.nvml, self.handle = pynvml, handle
 
     def facts(self) -> dict[str, Any]:
         n, handle = self.nvml, self.handle

@@ -13,18 +13,31 @@ from dtkd_edge.benchmarks.compare import compare, compare_files
 from dtkd_edge.benchmarks.history import with_drift
 from dtkd_edge.benchmarks.record import Accuracy, Device, HeadAccuracy, Latency, Record, write_records
 from dtkd_edge.benchmarks.report import legend
-from dtkd_edge.benchmarks.statistics import wilson
+from dtkd_edge.benchmarks.scenarios import SCENARIOS
+from dtkd_edge.benchmarks.statistics import percentile, percentile_interval, wilson
 from dtkd_edge.errors import InputError, VerificationError
 
 
-def row(ms: float, *, right: int = 300, n: int = 400, seed: int = 0, scenario: str = "single-stream") -> Record:
-    """A record as bench writes it, with a median of about `ms` and blocks that scatter by 2 %."""
+def row(
+    ms: float,
+    *,
+    right: int = 300,
+    n: int = 400,
+    seed: int = 0,
+    scenario: str = "single-stream",
+    tail: float = 1,
+    queries: int = 240,
+) -> Record:
+    """A record as bench writes it, with a median of about `ms` and blocks that scatter by 2 %; every sixth query takes `tail`
+    times as long."""
     rng = np.random.default_rng(seed)
-    times = ms * rng.lognormal(0, 0.02, 240)
+    times = ms * rng.lognormal(0, 0.02, queries)
+    times[::6] *= tail
+    percent = SCENARIOS[scenario].percent or 50
     latency = Latency(
-        n=240, mean=float(times.mean()), p50=float(np.median(times)), p90=float(np.percentile(times, 90)),
-        p99=float(np.percentile(times, 99)), max=float(times.max()), min=float(times.min()),
-        blocks=[float(np.median(b)) for b in times.reshape(12, 20)],
+        n=queries, mean=float(times.mean()), p50=percentile(times, 50), p90=percentile(times, 90), p99=percentile(times, 99),
+        max=float(times.max()), min=float(times.min()), interval=percentile_interval(times, percent),
+        blocks=[float(np.median(b)) for b in times.reshape(12, -1)],
     )  # fmt: skip
     top1 = Accuracy(top1=right / n, top5=1.0, n=n, top1_interval=wilson(right, n), top5_interval=wilson(n, n), data="d")
     return Record(
@@ -38,13 +51,26 @@ def verdicts(old: Record, new: Record) -> dict[str, str]:
 
 
 def test_verdicts() -> None:
-    assert verdicts(row(10), row(10, seed=1)) == {"p50 ms/clip": "same", "top-1 %": "same"}
-    assert verdicts(row(10), row(12, seed=1)) == {"p50 ms/clip": "REGRESSION", "top-1 %": "same"}
+    assert verdicts(row(10), row(10, seed=2)) == {"p50 ms/clip": "same", "p90 ms/clip": "same", "top-1 %": "same"}
+    slow = {"p50 ms/clip": "REGRESSION", "p90 ms/clip": "REGRESSION", "top-1 %": "same"}
+    assert verdicts(row(10), row(12, seed=1)) == slow
     assert verdicts(row(10), row(10.3, seed=1))["p50 ms/clip"] in ("worse", "same")  # within the limit
     assert verdicts(row(10), row(8, seed=1))["p50 ms/clip"] == "better"
     assert verdicts(row(10), row(10, right=250))["top-1 %"] == "REGRESSION"
     assert verdicts(row(10), row(10, right=294))["top-1 %"] == "same"  # 1.5 points of 400 clips are noise
     assert verdicts(row(10), row(10, right=350))["top-1 %"] == "better"
+
+
+def test_a_slower_tail_is_a_regression_though_the_median_stays() -> None:
+    got = verdicts(row(10), row(10, seed=1, tail=1.5))
+    assert got["p50 ms/clip"] in ("same", "worse") and got["p90 ms/clip"] == "REGRESSION"
+    assert verdicts(row(10, tail=1.5), row(10, seed=1))["p90 ms/clip"] == "better"
+    many = {"scenario": "multi-stream", "queries": 600}
+    got = verdicts(row(10, **many), row(10, seed=1, tail=1.5, **many))
+    assert got["p99 ms/clip"] == "REGRESSION" and "p90 ms/clip" not in got
+    assert "p90 ms/clip" not in verdicts(row(10, scenario="offline"), row(10, scenario="offline"))
+    few = [c for c in compare([row(10, scenario="multi-stream")], [row(20, scenario="multi-stream")]) if c.what == "p99 ms/clip"]
+    assert few[0].verdict == "too short" and few[0].high is None and few[0].change == pytest.approx(1)  # p99 needs 368 queries
 
 
 def test_queries_of_other_sizes_are_compared_by_the_clip() -> None:
@@ -75,7 +101,8 @@ def test_too_few_blocks_say_nothing() -> None:
 
 
 def test_amounts() -> None:
-    latency, accuracy = compare([row(10)], [row(12)])
+    latency, tail, accuracy = compare([row(10)], [row(12)])
+    assert tail.change == pytest.approx(0.2) and tail.low is not None and tail.high is not None and tail.low < 0.2 < tail.high
     assert latency.change == pytest.approx(0.2, abs=0.03)
     assert latency.low is not None and latency.high is not None and latency.low < 0.2 < latency.high
     assert accuracy.change == 0
@@ -115,15 +142,18 @@ def test_files_and_exit_codes(tmp_path: Path) -> None:
     old, same, slow, other = (tmp_path / f"{n}.jsonl" for n in ("old", "same", "slow", "other"))
     for path, record in ((old, row(10)), (same, row(10, seed=1)), (slow, row(12)), (other, row(10, scenario="offline"))):
         write_records(path, [record])
-    assert len(compare_files(old, same)) == 2
-    with pytest.raises(VerificationError, match="1 regression: onnx-fp32 single-stream p50 ms/clip"):
+    assert len(compare_files(old, same)) == 3
+    with pytest.raises(VerificationError, match=r"2 regressions: onnx-fp32 single-stream p50 ms/clip, .* p90 ms/clip"):
         compare_files(old, slow)
     assert compare_files(old, slow, latency_limit=0.5)[0].verdict == "worse"
     with pytest.raises(InputError, match="no row in common"):
         compare_files(old, other)
     command = [sys.executable, "-m", "dtkd_edge", "bench", "--compare", str(old), str(slow)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 5 and "REGRESSION" in done.stdout and "error: 1 regression" in done.stderr
+    assert done.returncode == 5 and "REGRESSION" in done.stdout and "error: 2 regressions" in done.stderr
+    write_records(slow, [row(10, seed=1, tail=1.5)])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "error: 1 regression: onnx-fp32 single-stream p90 ms/clip" in done.stderr
 
 
 def test_each_head_is_said_below_the_table() -> None:

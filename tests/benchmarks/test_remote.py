@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from test_telemetry import fake_jetson
 
 from dtkd_edge.benchmarks import remote
 from dtkd_edge.benchmarks.command import bench
-from dtkd_edge.benchmarks.record import Record
+from dtkd_edge.benchmarks.record import Record, read_records
 from dtkd_edge.benchmarks.ssh import CONFIG_VARIABLE, Ssh, plain
 from dtkd_edge.errors import InputError, MissingDependency, MissingDevice, UsageError
 from dtkd_edge.files import sha256
@@ -145,7 +146,7 @@ echo "$*" >> {calls}
 case "$*" in
 export*--verify-only) if [ -f "$2/model.engine" ]; then exit 0; fi; echo "error: the engine is not built yet" >&2; exit 3;;
 export*) echo "building a TensorRT engine" >&2; sleep 1.5; echo "TensorRT: Timing graph nodes, 10 of 40" >&2
-  if [ -f {fails} ]; then echo "error: out of memory" >&2; exit 1; fi
+  if [ -f {fails} ]; then echo "[E] no memory for tactic 7" > "$2.build.log"; echo "error: out of memory" >&2; exit 1; fi
   {python} -c "{code}" "$2"; exit 0;;
 esac
 exec {python} -m dtkd_edge "$@"
@@ -160,6 +161,7 @@ key = EngineKey(gpu='far', compute_capability='8.7', tensorrt='10.3')
 with new_artifact(old.folder, old.manifest.model_copy(update={'target': 'onnx', 'engine_key': key, 'created': now()})) as aside:
     (aside / 'model.onnx').write_bytes(graph)
     (aside / 'model.engine').write_bytes(b'ENGINE')
+    (aside / 'build.log').write_text('[V] tactic 7 took 0.1 ms')
 """
 
 
@@ -187,6 +189,8 @@ def test_an_engine_is_built_there_once(
     assert said.index("building a TensorRT") < said.index("far: single-stream:")
     asked = calls.read_text().splitlines()
     assert sum("--target tensorrt" in line for line in asked) == 1
+    build_log = tmp_path / "r.far.build.log"
+    assert "[V] tactic 7 took 0.1 ms" in build_log.read_text() and f"far: its build.log: {build_log}" in said
 
     assert bench([ready, onnx_artifact], resume=True, **words) == [row, plain_onnx]  # though its manifest is another one there
     (again, _) = bench([ready, onnx_artifact], **words)  # the engine lasts; it is only checked
@@ -196,8 +200,9 @@ def test_an_engine_is_built_there_once(
     edit_manifest(ready, name="another")
     fails.touch()
     with pytest.raises(MissingDevice, match=r"TensorRT is not usable|nothing here runs"):
-        bench([ready], **{**words, "json": None})
+        bench([ready], **{**words, "json": str(tmp_path / "failed.jsonl")})
     assert "far: error: out of memory" in capsys.readouterr().err
+    assert "[E] no memory for tactic 7" in (tmp_path / "failed.far.build.log").read_text()
     assert not far.jobs
 
 
@@ -223,6 +228,107 @@ def test_a_dropped_connection_is_taken_up_again(far: FarMachine, onnx_artifact: 
     assert not far.jobs
     with suppress(psutil.NoSuchProcess):
         assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def begin(far: FarMachine, command: list[str]) -> tuple[subprocess.Popen[str], int]:
+    """The command as its user types it, once the first of its two rows is finished on the far machine; and the process there."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.perf_counter() + 120
+    while not any((job / "rows.jsonl").exists() for job in far.jobs):
+        assert process.poll() is None and time.perf_counter() < deadline, process.communicate()
+        time.sleep(0.02)
+    return process, int((far.jobs[0] / "pid").read_text())
+
+
+def running(group: int) -> list[int]:
+    """Processes of a group; the dead ones that nobody has asked after are none."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def words_of(artifact: Path, rows: Path, *more: str) -> list[str]:
+    words = f"--host far --threads 1 --min-seconds 2 --min-queries 20 --warmup 0.1 --json {rows}".split()
+    return [sys.executable, "-m", "dtkd_edge", "bench", str(artifact), *words, *more]
+
+
+@pytest.mark.slow
+def test_a_far_bench_that_is_killed_keeps_its_rows(far: FarMachine, onnx_artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    process, pid = begin(far, words_of(onnx_artifact, file))
+    os.killpg(pid, signal.SIGKILL)  # all of it, as a restart of the machine would
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "the bench there ended without a word; 1 of 2 rows were finished and came back" in said and "--resume" in said
+    (first,) = read_records(file)
+    assert first.status == "ok" and first.scenario == "single-stream" and first.device.host == "far"
+    assert "single-stream:" in (tmp_path / "rows.far.log").read_text() and f"far: its log: {tmp_path / 'rows.far.log'}" in said
+    assert not far.jobs
+
+    again = subprocess.run(words_of(onnx_artifact, file, "--resume"), capture_output=True, text=True, check=True)
+    assert "far: offline:" in again.stderr and "far: single-stream:" not in again.stderr
+    kept, second = read_records(file)
+    assert kept == first and second.status == "ok" and second.scenario == "offline"
+
+
+@pytest.mark.slow
+def test_both_sides_killed(far: FarMachine, onnx_artifact: Path, tmp_path: Path) -> None:
+    """Nobody brought the finished row back, so it waits there for the same command."""
+    file = tmp_path / "rows.jsonl"
+    process, pid = begin(far, words_of(onnx_artifact, file))
+    process.kill()
+    process.communicate()
+    os.killpg(pid, signal.SIGKILL)
+    (there,) = read_records(far.jobs[0] / "rows.jsonl")
+    again = subprocess.run(words_of(onnx_artifact, file), capture_output=True, text=True, check=True)
+    assert "its finished rows are not measured again" in again.stderr
+    first, second = read_records(file)
+    assert (first.created, first.latency_ms) == (there.created, there.latency_ms) and second.scenario == "offline"
+    assert not far.jobs
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_far_bench_and_keeps_its_rows(far: FarMachine, onnx_artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    process, pid = begin(far, words_of(onnx_artifact, file))
+    assert running(pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: the ssh that runs just now gets it too
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopping the bench on far" in said and "Traceback" not in said
+    assert not running(pid) and not far.jobs
+    assert [r.scenario for r in read_records(file)] == ["single-stream"] and "single-stream" in out
+    assert (tmp_path / "rows.far.log").is_file()
+
+
+def test_a_far_doctor_that_fails_is_said(far: FarMachine, onnx_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = far.home / ".local/bin/dtkd-edge"
+    program.write_text(
+        '#!/bin/sh\ncase $1 in --version) echo "dtkd-edge 9";; doctor) echo "bad libraries"; exit 4;; *) kill -9 $$;; esac\n'
+    )
+    with pytest.raises(MissingDevice, match="the bench there was ended by signal 9; 0 of 2 rows"):
+        bench([onnx_artifact], host="far")
+    said = capsys.readouterr().err
+    assert "far: bad libraries" in said and "(exit code 4)" in said
+    assert not far.jobs
+
+
+def test_the_jobs_process_is_told_from_dead_and_other_ones(far: FarMachine) -> None:
+    job = far.home / remote.JOBS / "0"
+    job.mkdir(parents=True)
+    with Ssh("far") as ssh, subprocess.Popen(["sleep", "60"], cwd=job) as process:
+
+        def state(pid: int) -> bytes:
+            (job / "pid").write_text(str(pid))
+            return ssh.run(f"{remote.JOBS}/0", "1", script=remote._POLL).stdout
+
+        assert state(process.pid) == b"run\n"
+        assert state(os.getpid()) == b"gone\n"  # the number is another's by now
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and left a zombie
+        assert state(process.pid) == b"gone\n"
 
 
 def test_a_copy_goes_on_where_it_stopped(far: FarMachine, tmp_path: Path) -> None:

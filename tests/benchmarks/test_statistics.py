@@ -15,6 +15,7 @@ from dtkd_edge.benchmarks.statistics import (
     outliers,
     percentile,
     percentile_interval,
+    percentile_ratio,
     queries_for,
     ratio_interval,
     share_difference,
@@ -102,6 +103,28 @@ def test_ratio_interval_finds_a_change_and_leaves_noise_alone() -> None:
     assert false_alarms <= 8
     ratio, low, high = ratio_interval(rng.lognormal(0, 0.03, 24), 1.2 * rng.lognormal(0, 0.03, 24))
     assert 1.1 < low < ratio < high < 1.3
+
+
+def test_percentile_ratio() -> None:
+    ratio, low, high = percentile_ratio((10, 8, 12.5), (20, 16, 25))  # both with a factor of 1.25 either way
+    assert (ratio, low, high) == pytest.approx((2, 2 / 1.25**2**0.5, 2 * 1.25**2**0.5))
+    assert percentile_ratio((10, 8, None), (20, 16, 25)) == (2, None, pytest.approx(high))
+    assert percentile_ratio((10, 8, 12.5), (20, 16, None)) == (2, pytest.approx(low), None)
+    assert percentile_ratio((10, 10, 10), (20, 20, 20)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(("percent", "queries"), [(90, 200), (99, 600)])
+def test_percentile_ratio_leaves_noise_alone(percent: int, queries: int) -> None:
+    """Two runs of one skewed distribution are called different no more often than 95 % intervals allow."""
+    rng = np.random.default_rng(3)
+    false_alarms = 0
+    for _ in range(300):
+        old, new = (1 + rng.gamma(2, size=queries) for _ in range(2))
+        sides = [(percentile(v, percent), *percentile_interval(v, percent)) for v in (old, new)]
+        _, low, high = percentile_ratio(*sides)
+        assert low is not None and high is not None
+        false_alarms += not low <= 1 <= high
+    assert false_alarms / 300 <= 0.08
 
 
 def test_halves_and_outliers() -> None:

@@ -1,4 +1,9 @@
-"""Telemetry on recorded-format lines of five module families, on a prepared device root, and on sources that break."""
+"""Telemetry on tegrastats lines of five module families, on a prepared device root, and on sources that break.
+
+No Jetson was at hand. The lines have the format of tegrastats on those modules; where they come from was not noted, so none
+of them counts as recorded from a device, and what passes here has yet to be tried on one. The same holds for the files of the
+device root and the stub of NVML; `test_this_machines_cpu` and `test_another_process_is_seen` look at the real machine.
+"""
 
 from __future__ import annotations
 
@@ -141,6 +146,9 @@ int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { return "Not Supported"; }
 int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **handle) { *handle = (void *)(uintptr_t)(i + 1); return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **h) {
+  *h = (void *)(uintptr_t)(1 + !strcmp(id, "0000:65:00.0")); return 0; }
+int nvmlDeviceGetHandleByUUID(const char *id, void **h) { *h = (void *)(uintptr_t)(1 + !strcmp(id, "GPU-second")); return 0; }
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { strncpy(text, "580.95.05", size); return 0; }
 int nvmlDeviceGetName(void *h, char *text, unsigned size) {
   strncpy(text, h == (void *)2 ? "NVIDIA Second" : "NVIDIA First", size); return 0; }
@@ -155,12 +163,33 @@ int nvmlDeviceGetCurrentClocksEventReasons(void *h, unsigned long long *mask) { 
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="gcc makes the stub of NVIDIA's library")
-def test_nvml_by_its_real_package_over_a_stub_of_the_library(tmp_path: Path) -> None:
+# CUDA's order, the fastest first, is the other way round than the bus's, which is NVML's.
+CUDA = r"""
+#include <string.h>
+int cuInit(unsigned flags) { return NO_GPU; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal < 2 ? 0 : 101; }
+int cuDeviceGetPCIBusId(char *text, int size, int device) {
+  strncpy(text, device ? "0000:17:00.0" : "0000:65:00.0", size); return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """LD_LIBRARY_PATH with stubs of NVIDIA's libraries: `cuda`, and `none` whose CUDA does not start."""
+    if sys.platform != "linux" or shutil.which("gcc") is None:
+        pytest.skip("gcc makes the stubs of NVIDIA's libraries")
+    found = {}
+    for name, code in (("cuda", 0), ("none", 100)):
+        folder = tmp_path_factory.mktemp(name)
+        for library, text in (("libnvidia-ml.so.1", NVML), ("libcuda.so.1", CUDA.replace("NO_GPU", str(code)))):
+            gcc = ["gcc", "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", folder / library]
+            subprocess.run(gcc, input=text, text=True, check=True)
+        found[name] = str(folder)
+    return found
+
+
+def test_nvml_by_its_real_package_over_a_stub_of_the_library(drivers: dict[str, str]) -> None:
     """Names, types and structures are the package's own; only the driver's answers are ours."""
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", tmp_path / "libnvidia-ml.so.1"], input=NVML, text=True, check=True
-    )
     code = (
         "import json\nfrom dtkd_edge.benchmarks.telemetry import SOURCES, Sampler\n"
         "sampler = Sampler(interval=60, sources={'nvidia': SOURCES['nvidia']})\n"
@@ -170,7 +199,7 @@ def test_nvml_by_its_real_package_over_a_stub_of_the_library(tmp_path: Path) -> 
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False,
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1,0"},
+        env={**os.environ, "LD_LIBRARY_PATH": drivers["none"], "CUDA_VISIBLE_DEVICES": "1,0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts, watts, seen = json.loads(done.stdout)
@@ -181,6 +210,30 @@ def test_nvml_by_its_real_package_over_a_stub_of_the_library(tmp_path: Path) -> 
     assert watts == 321.5 and seen["temperatures_c"] == {"gpu": 61.0}
     assert seen["clocks_mhz"] == {"gpu": 1755.0, "gpu memory": 2619.0}
     assert seen["throttled"] == "yes" and seen["throttle_reasons"] == ["software power cap"] and not seen["notes"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "device", "visible", "gpu"),
+    [
+        ("cuda", "cuda", None, "Second"), ("cuda", "auto", None, "Second"), ("cuda", "cuda:1", None, "First"),
+        ("none", "cuda", None, "First"), ("none", "cuda:1", None, "Second"), ("none", "cuda:1", "1,0", "First"),
+        ("none", "cuda:1", "GPU-first, GPU-second", "Second"), ("none", "cuda:1", "1", None), ("none", "cuda", "", None),
+        ("cuda", "cpu", None, None), ("cuda", "cuda:2", None, None),
+    ],
+)  # fmt: skip
+def test_the_gpu_that_is_read_is_the_one_that_is_meant(
+    driver: str, device: str, visible: str | None, gpu: str | None, drivers: dict[str, str]
+) -> None:
+    code = (
+        "import sys\nfrom dtkd_edge.benchmarks.telemetry import Sampler, sources_of\n"
+        "with Sampler(interval=60, sources=sources_of(sys.argv[1])) as sampler:\n"
+        "    print(sampler.facts.get('nvidia', {}).get('gpu'), sampler.notes)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+    environment |= {"LD_LIBRARY_PATH": drivers[driver]} | ({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    command = [sys.executable, "-c", code, device]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{gpu and 'NVIDIA ' + gpu} []\n"
 
 
 def test_a_gpu_whose_package_is_missing_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +317,7 @@ def test_another_process_is_seen() -> None:
 
 
 def fake_jetson(root: Path, line: str = ORIN_NANO) -> Path:
-    """A device root as an Orin Nano's: device tree, release file, and a tegrastats that prints a recorded line."""
+    """A device root as an Orin Nano's: device tree, release file, and a tegrastats that prints one line again and again."""
     for path, text in {
         "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\x00",
         "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic\n",
