@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,7 @@ from dtkd_edge.models.registry import create_model
 from dtkd_edge.models.saved import ModelCard, save_model
 from dtkd_edge.train.command import evaluate
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Of torch: more of them only get in each other's way with models as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def untrained(run: Path, kind: str, root: Path, *more: str) -> Path:
