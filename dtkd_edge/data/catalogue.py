@@ -22,6 +22,7 @@ from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source, Video
 
 Split = Literal["train", "val"]
+SIDES: tuple[Split, ...] = ("train", "val")
 Ints = NDArray[np.int64]
 FRAME_RATE = 30.0  # of raw frames, where neither the data set nor data.frame_rate says
 
@@ -67,7 +68,7 @@ class Catalogue:
     source video) that a split must not part. frames: `[n, 2]` number of the first raw frame and how many (0: all of the
     folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
     parts: clips that are scored apart too, `{part: {head: bool [n]}}`. members: `[n, 3]` where a clip is a file inside one of
-    `shards`: the shard's number, offset and size in bytes.
+    `shards`: the shard's number, offset and size in bytes. missing: clips that an official list has and this copy has not.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Catalogue:
         parts: dict[str, dict[str, NDArray[np.bool_]]] | None = None,
         members: Ints | None = None,
         shards: Sequence[Shard] = (),
+        missing: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.root = root
@@ -94,6 +96,7 @@ class Catalogue:
         self.ids = ids
         self.parts = parts or {}
         self.shards = shards
+        self.missing = missing
         self._members = members
         self._frames = frames
         self._rates = rates
