@@ -10,7 +10,7 @@ from pathlib import Path
 import official_trees as trees
 import pytest
 
-from dtkd_edge.errors import RecipeError, UsageError
+from dtkd_edge.errors import InputError, RecipeError, UsageError
 
 TINY = [
     "student.model=tsm_tiny", "student.frames=4", "student.size=24",
@@ -114,15 +114,24 @@ def test_every_official_split_and_their_mean(dtkd_edge: Run, tmp_path: Path) -> 
     assert result["mean"]["student"]["action_top1"] == pytest.approx(sum(single) / 3)
     recipes = [(runs / f"split-{n}/recipe.yaml").read_text() for n in (1, 2, 3)]
     assert [f"split: {n}" in recipe for n, recipe in enumerate(recipes, 1)] == [True] * 3
+    scored = dtkd_edge("eval", "runs/hmdb51-splits", "--splits", "1,2,3", "--json", "-")
+    assert scored.returncode == 0, scored.stderr
+    tested = json.loads(scored.stdout)
+    assert [tested["splits"][n]["heads"]["action"]["top1"] for n in "123"] == pytest.approx(single)
+    assert tested["mean"]["action"]["top1"] == pytest.approx(sum(single) / 3) and tested["views"] == "1x1"
     again = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,2,3", "--resume")
     assert again.returncode == 0 and again.stderr.count("this run is finished") == 3
 
 
-def test_splits_that_do_not_fit() -> None:
-    from dtkd_edge.train.splits import train_splits
+def test_splits_that_do_not_fit(tmp_path: Path) -> None:
+    from dtkd_edge.train.splits import evaluate_splits, train_splits
 
     for splits in ("1,4", "2,2", "", "one"):
         with pytest.raises(UsageError, match=f"--splits {splits}: expected official splits, such as 1,2,3"):
             train_splits("hmdb51", splits, overrides=[])
+        with pytest.raises(UsageError, match=f"--splits {splits}: expected official splits, such as 1,2,3"):
+            evaluate_splits(tmp_path, splits, overrides=[])
+    with pytest.raises(InputError, match=r"has no run split-2 .*train RECIPE --splits 1,2,3"):
+        evaluate_splits(tmp_path, "2", overrides=[])
     with pytest.raises(RecipeError, match=r"data\.kind: motion has no official splits"):
         train_splits("quickstart", "1", overrides=[])
