@@ -202,6 +202,7 @@ def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
         ("path,label\n,run\n", r"list\.csv:2: empty path"),
         ("path,label\na.mp4, \n", r"list\.csv:2: empty label"),
         ("path,label,start\na.mp4,run,soon\n", r"list\.csv:2: start 'soon' is not a number"),
+        ("path,label,start\na.mp4,run,nan\n", r"list\.csv:2: start 'nan' is not a time"),
         ("path,label,start\na.mp4,run,-1\n", r"list\.csv:2: start '-1' is not a time"),
         ("path,label,start,end\na.mp4,run,3,2\n", r"list\.csv:2: end 2 is not after start 3"),
         ('path,label\n"a.mp4,run\n', r"list\.csv:\d: not csv"),
@@ -239,6 +240,33 @@ def test_a_label_only_in_val(tmp_path: Path) -> None:
     (tmp_path / "val.csv").write_text("a.mp4,run\na.mp4,fly\n")
     with pytest.raises(DataError, match=r"val\.csv:2: label 'fly' is not one of the 1 training classes"):
         open_split(csv_set(tmp_path, "a.mp4,run\n", val="val.csv"), "train")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"classes.txt": "walk\n"},
+            r"list\.csv:2: label 'run' is not one of the 1 training classes .*classes\.txt where there is one",
+        ),
+        ({"classes.txt": "run\nwalk\nrun\n"}, r"classes\.txt: class 'run' stands there twice"),
+        ({"classes.txt": b"run\xff\nwalk\n"}, r"classes\.txt: not readable: .*expected one class name per line, in UTF-8"),
+        ({"val.csv": "path,label.verb\na.mp4,run\n"}, r"val\.csv:1: expected the training list's columns label "),
+        ({"val.csv": "path,label\n"}, r"val\.csv: the list is empty"),
+        ({"val.csv": "/proc/self/mem"}, r"val\.csv: not readable: .*check the path and its permissions"),
+    ],
+)
+def test_lists_and_classes_at_odds(tmp_path: Path, files: dict[str, str | bytes], said: str) -> None:
+    tree(tmp_path, ["a.mp4"])
+    (tmp_path / "val.csv").write_text("path,label\na.mp4,run\n")
+    for name, content in files.items():
+        (tmp_path / name).unlink(missing_ok=True)
+        if content == "/proc/self/mem":  # opens, and does not read, not even as root
+            (tmp_path / name).symlink_to("/proc/self/mem")
+        else:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=said):
+        open_split(csv_set(tmp_path, "path,label\na.mp4,run\na.mp4,walk\n", val="val.csv"), "val")
 
 
 def test_missing_lists(tmp_path: Path) -> None:
