@@ -113,7 +113,7 @@ def check(
         for side, catalogue in sides.items():
             reads[side] = _read_all(side, catalogue, journal)
     wall = time.perf_counter() - start
-    report = {side: _summary(sides[side], reads[side]) for side in sides}
+    report: dict[str, dict[str, Any]] = {side: _summary(sides[side], reads[side]) for side in sides}
     frames = sum(read.frames for read in journal.new if not read.broken)
     result: dict[str, Any] = {
         "kind": config.kind,
