@@ -88,9 +88,20 @@ def evaluate(
     sls: Annotated[
         str, typer.Option(metavar="PT,TL,TD", help="--submission: supervision of pre-training, labels and data, 0 to 5 each.")
     ] = "2,3,3",
+    splits: Annotated[
+        str | None, typer.Option(help="The runs of train --splits, such as 1,2,3, each on its own, and the mean.")
+    ] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
     """Accuracy of a run's student, or of an artefact, on the validation clips."""
+    if splits is not None:
+        for option, given in (("--data", data), ("--confusion", confusion), ("--submission", submission)):
+            if given is not None:
+                raise UsageError(f"{option}: not with --splits", "evaluate one of its runs: dtkd-edge eval FOLDER/split-1")
+        from dtkd_edge.train.splits import evaluate_splits
+
+        evaluate_splits(target, splits, overrides=set_ or [], views=views, json_file=json)
+        return
     from dtkd_edge.train.command import evaluate as run
 
     run(

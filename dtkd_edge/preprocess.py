@@ -24,7 +24,7 @@ class Sampling(BaseModel):
              the frame rate. When training, a random frame of each segment.
     dense:   `frames` frames, `stride` apart (X3D, SlowFast, MViT), from the middle; when training, from a random start.
              With `fps` set, `stride` counts frames of a video resampled to that rate.
-    A video shorter than the clip repeats its last frame.
+    A video shorter than the clip: dense holds its last frame (as PySlowFast), uniform repeats frames evenly (as TSM).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -22,6 +22,7 @@ from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source, Video
 
 Split = Literal["train", "val"]
+SIDES: tuple[Split, ...] = ("train", "val")
 Ints = NDArray[np.int64]
 FRAME_RATE = 30.0  # of raw frames, where neither the data set nor data.frame_rate says
 
@@ -67,7 +68,7 @@ class Catalogue:
     source video) that a split must not part. frames: `[n, 2]` number of the first raw frame and how many (0: all of the
     folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
     parts: clips that are scored apart too, `{part: {head: bool [n]}}`. members: `[n, 3]` where a clip is a file inside one of
-    `shards`: the shard's number, offset and size in bytes.
+    `shards`: the shard's number, offset and size in bytes. missing: clips that an official list has and this copy has not.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Catalogue:
         parts: dict[str, dict[str, NDArray[np.bool_]]] | None = None,
         members: Ints | None = None,
         shards: Sequence[Shard] = (),
+        missing: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.root = root
@@ -94,6 +96,7 @@ class Catalogue:
         self.ids = ids
         self.parts = parts or {}
         self.shards = shards
+        self.missing = missing
         self._members = members
         self._frames = frames
         self._rates = rates
@@ -200,26 +203,47 @@ def hold_out(labels: Ints, share: float, seed: int, groups: Ints | None = None) 
     """Which clips go to validation: about `share` of every class, whole groups only, at least one clip left to train on.
 
     Groups are dealt in seeded order; each goes to validation when that brings the class counts nearer to the wanted ones.
+    Time and memory grow with the clips, whatever the number of classes and groups.
     """
     rng = np.random.default_rng([seed, 2])
-    names, group_of = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
-    group_of = group_of.reshape(-1)
     classes = int(labels.max()) + 1
-    counts = np.zeros((len(names), classes), np.int64)
-    np.add.at(counts, (group_of, labels), 1)
-    total = counts.sum(0)
+    total = np.bincount(labels, minlength=classes)
     wanted = np.maximum(share * total, np.minimum(1, total - 1))  # one clip at least, where two are there
+    if groups is None:
+        return _hold_out_clips(labels, total, wanted, rng.permutation(len(labels)))
+    names, group_of = np.unique(groups, return_inverse=True)
+    chosen = _hold_out_groups(group_of.reshape(-1), labels, total, wanted, rng.permutation(len(names)))
+    return chosen[group_of.reshape(-1)]
+
+
+def _hold_out_clips(labels: Ints, total: Ints, wanted: NDArray[np.float64], order: Ints) -> NDArray[np.bool_]:
+    """Where every clip is a group of its own, the first so many of each class go: a further one brings a class nearer as long as
+    more than half a clip is wanted."""
+    many = np.clip(np.ceil(wanted - 0.5), 0, total - 1).astype(np.int64)
+    dealt = order[np.argsort(labels[order], kind="stable")]  # class by class, in the order of dealing
+    turn = np.arange(len(labels)) - np.repeat(np.cumsum(total) - total, total)
+    held = np.zeros(len(labels), bool)
+    held[dealt] = turn < many[labels[dealt]]
+    return held
+
+
+def _hold_out_groups(group_of: Ints, labels: Ints, total: Ints, wanted: NDArray[np.float64], order: Ints) -> NDArray[np.bool_]:
+    """Which groups go. Of each, only the classes that it has are looked at."""
+    classes = len(total)
+    pairs, counts = np.unique(group_of * classes + labels, return_counts=True)  # (group, class), by group and then class
+    ends = np.searchsorted(pairs, np.arange(len(order) + 1) * classes)
     held, left = np.zeros(classes), total.copy()
-    chosen = np.zeros(len(names), bool)
-    for group in rng.permutation(len(names)):
-        mine = np.flatnonzero(counts[group])
-        n = counts[group][mine]
-        gain = np.abs(wanted[mine] - held[mine]).sum() - np.abs(wanted[mine] - held[mine] - n).sum()
+    chosen = np.zeros(len(order), bool)
+    for group in order:
+        own = slice(ends[group], ends[group + 1])
+        mine, n = pairs[own] % classes, counts[own]
+        apart = wanted[mine] - held[mine]
+        gain = np.abs(apart).sum() - np.abs(apart - n).sum()
         if gain > 0 and (left[mine] > n).all():
             chosen[group] = True
             held[mine] += n
             left[mine] -= n
-    return chosen[group_of]
+    return chosen
 
 
 def _generated(config: DataConfig, split: Split) -> Catalogue:

@@ -22,14 +22,16 @@ from typing import Any, TextIO
 import numpy as np
 
 from dtkd_edge import recipe_reader
-from dtkd_edge.console import print_table, progress, say, write_result
-from dtkd_edge.data.catalogue import SETS, Catalogue, Clip, open_split
+from dtkd_edge.console import progress, say, write_result
+from dtkd_edge.data.catalogue import SETS, SIDES, Catalogue, Clip, open_split
+from dtkd_edge.data.check_report import print_report
 from dtkd_edge.errors import DataError, UsageError, VideoError
 from dtkd_edge.files import cache_folder, sha256
 from dtkd_edge.frames import FrameFolder
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source, Video
 
+NAMED = 20  # missing videos of one side
 CHUNK = 32  # frames decoded at a time, so that a long video does not fill the memory
 
 
@@ -92,10 +94,12 @@ def check(
 
     source: a recipe's name or file, or a kind of data set with its defaults (folder, csv, hmdb51, …). sheet: where to write a
     picture with a few frames of every class. sums: hash whole shards too. Raises DataError for a shard that is not that of the
-    index, and, after the report, where more than data.max_broken of a side's files are broken.
+    index, and, after the report, where more than data.max_missing of a side's official list is missing, or more than
+    data.max_broken of its files are broken.
     """
     config = data_config(source, overrides)
-    sides = {"train": open_split(config, "train"), "val": open_split(config, "val")}
+    counting = config.model_copy(update={"max_missing": 1.0})  # what there is, is looked at all the same
+    sides = {side: open_split(counting, side) for side in SIDES}
     shards = [shard for catalogue in sides.values() for shard in catalogue.shards]
     if sums and not shards:
         raise UsageError(f"--sums: kind {config.kind} has no shards whose sums are known", "leave it out")
@@ -109,7 +113,7 @@ def check(
         for side, catalogue in sides.items():
             reads[side] = _read_all(side, catalogue, journal)
     wall = time.perf_counter() - start
-    report = {side: _summary(sides[side], reads[side]) for side in sides}
+    report: dict[str, dict[str, Any]] = {side: _summary(sides[side], reads[side]) for side in sides}
     frames = sum(read.frames for read in journal.new if not read.broken)
     result: dict[str, Any] = {
         "kind": config.kind,
@@ -132,10 +136,13 @@ def check(
     if json is not None:
         write_result(result, json)
     if json != "-":
-        _print(result, sides["train"])
+        print_report(result, sides["train"])
     if sheet is not None:
         say(f"contact sheet: {sheet}")
-    for side, found in report.items():
+    for side in SIDES:
+        if sides[side].missing:
+            open_split(config, side)  # raises, where they are more than data.max_missing allows
+        found = report[side]
         too_many_broken(f"{sides[side].root}: {side}", len(found["broken"]), found["files"], config.max_broken)
     return result
 
@@ -229,6 +236,11 @@ def _summary(catalogue: Catalogue, reads: dict[str, Read]) -> dict[str, Any]:
     return {
         "clips": len(catalogue),
         "files": len(reads),
+        "missing": {
+            "clips": len(catalogue.missing),
+            "of": len(catalogue) + len(catalogue.missing),
+            "first": list(dict.fromkeys(catalogue.missing))[:NAMED],
+        },
         "broken": {name: read.broken for name, read in reads.items() if read.broken},
         "past_the_end": list(_past_the_end(catalogue, reads)),
         "frames": _range([read.frames for read in good]),
@@ -275,44 +287,3 @@ def _on_both_sides(train: dict[str, Read], val: dict[str, Read]) -> list[list[st
     """Training and validation files of the same content: what makes an accuracy look better than it is."""
     seen = {read.sha256: name for name, read in train.items() if read.sha256}
     return [[seen[read.sha256], name] for name, read in val.items() if read.sha256 in seen]
-
-
-def _print(result: dict[str, Any], train: Catalogue) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{result['kind']}: {result['root']}")
-    table.add_column("")
-    for side in ("train", "val"):
-        table.add_column(side, justify="right")
-    sides = [result[side] for side in ("train", "val")]
-    table.add_row("clips", *(str(side["clips"]) for side in sides))
-    table.add_row("broken files", *(str(len(side["broken"])) for side in sides))
-    table.add_row("clips past the end of their file", *(str(len(side["past_the_end"])) for side in sides))
-    table.add_row("copies of another file", *(str(sum(len(c) - 1 for c in side["copies"])) for side in sides))
-    for key in ("frames", "fps", "width", "height"):
-        table.add_row(f"{key}, min – median – max", *(_span(side[key]) for side in sides))
-    for head, names in train.classes.items():
-        table.add_section()
-        rows = sorted(names, key=lambda name: -sides[0]["clips_per_class"][head][name])
-        shown = rows if len(rows) <= 20 else [*rows[:10], *rows[-10:]]
-        for name in shown:
-            table.add_row(f"{head}: {name}", *(str(side["clips_per_class"][head][name]) for side in sides))
-        if len(rows) > len(shown):
-            table.add_row(f"… {len(rows) - len(shown)} more in between", "", "")
-    print_table(table)
-    for side, found in zip(("train", "val"), sides, strict=True):
-        for path, why in found["broken"].items():
-            say(f"{side}: broken: {path}: {why}")
-        for where in found["past_the_end"]:
-            say(f"{side}: past the end: {where}")
-        for first, *others in found["copies"]:
-            say(f"{side}: copies of {first}: {', '.join(others)}")
-        for names in found["copies_with_another_label"]:
-            say(f"{side}: the same clip with different labels: {', '.join(names)}")
-    for one, other in result["on_both_sides"]:
-        say(f"on both sides: {one} is {other}")
-    say(f"decoded at {result['decode']['frames_per_second_all_cores']:.0f} frames/s on all cores")
-
-
-def _span(values: dict[str, Any] | None) -> str:
-    return "–" if values is None else f"{values['min']:g} – {values['median']:g} – {values['max']:g}"

@@ -83,7 +83,7 @@ def open_epic100(config: DataConfig, split: Split) -> Catalogue:
         raise DataError(f"{source}: the list is empty", "take the official file again")
     files, layout = _layout(root, config, rows)
     places = {stem: files.find(_place(layout, stem)) for stem in dict.fromkeys(rows.stems)}
-    return make_catalogue(config, rows, files, classes, places.get, _parts(lists, people, rows) if labelled else {})
+    return make_catalogue(config, rows, files, classes, places.get, _parts(lists, people, rows, classes) if labelled else {})
 
 
 def _classes(lists: Path, head: str) -> list[str]:
@@ -117,7 +117,7 @@ def _layout(root: Path, config: DataConfig, rows: Rows) -> tuple[Files, str]:
     return max(choices, key=lambda choice: sum(choice[0].find(_place(choice[1], stem)) is not None for stem in sample))
 
 
-def _parts(lists: Path, people: list[str], rows: Rows) -> dict[str, dict[str, NDArray[np.bool_]]]:
+def _parts(lists: Path, people: list[str], rows: Rows, classes: dict[str, list[str]]) -> dict[str, dict[str, NDArray[np.bool_]]]:
     """As the official evaluation has them; a tail action has a tail verb or a tail noun."""
     labels: dict[str, Ints] = {head: np.array(values) for head, values in rows.labels.items()}
     parts: dict[str, dict[str, NDArray[np.bool_]]] = {}
@@ -130,7 +130,8 @@ def _parts(lists: Path, people: list[str], rows: Rows) -> dict[str, dict[str, ND
     if all(path.is_file() for path in tails.values()):
         tail = {}
         for head, path in tails.items():
-            numbers = [whole_number(number, path, line, f"a {head} class") for line, (number,) in read_table(path, (head,))]
+            lines = read_table(path, (head,))
+            numbers = [whole_number(number, path, line, f"a {head} class", len(classes[head])) for line, (number,) in lines]
             tail[head] = np.isin(labels[head], numbers)
         parts["tail"] = {**tail, "action": tail["verb"] | tail["noun"]}
     return parts

@@ -142,7 +142,7 @@ def _row(rows: Rows, cells: list[str], columns: dict[str, int], line: int) -> No
             seconds = float(text) if text else math.nan
         except ValueError:
             raise DataError(f"{where}: {name} {text!r} is not a number of seconds", "mend or remove that line") from None
-        if seconds < 0 or math.isinf(seconds):
+        if text and not 0 <= seconds < math.inf:  # nor `nan`
             raise DataError(f"{where}: {name} {text!r} is not a time in a file", "expected seconds of at least 0")
         times.append(seconds)
     if times[1] <= times[0]:
@@ -197,7 +197,7 @@ def _catalogue(name: str, root: Path, rows: Rows, names: dict[str, list[str]]) -
             if label not in number:
                 raise DataError(
                     f"{rows.source}:{rows.lines[i]}: label {label!r} is not one of the {len(own)} training classes",
-                    "mend that line, or add clips of that class to the training list",
+                    "mend that line, or add the class to the training list, and to classes.txt where there is one",
                 )
             numbers[head][i] = number[label]
     times = np.array(rows.times)

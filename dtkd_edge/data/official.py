@@ -230,7 +230,8 @@ def make_catalogue(
     labels: dict[str, Ints] = {head: np.array(values, np.int64)[at] for head, values in rows.labels.items()}
     kept_parts = {part: {head: mask[at] for head, mask in masks.items()} for part, masks in (parts or {}).items()}
     paths = [path for path in found if path is not None]
-    return Catalogue(config.kind, files.folder, paths, labels, classes, parts=kept_parts, **more)
+    gone = [str(files.folder / rows.stems[i]) for i in missing]
+    return Catalogue(config.kind, files.folder, paths, labels, classes, parts=kept_parts, missing=gone, **more)
 
 
 def _without_repeats(rows: Rows) -> list[int]:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.console import progress, say, write_result
-from dtkd_edge.data.catalogue import Catalogue, Clip, Split, open_split
+from dtkd_edge.data.catalogue import SIDES, Catalogue, Clip, Split, open_split
 from dtkd_edge.data.check import data_config, name_of, too_many_broken
 from dtkd_edge.data.encode import encode, require_av
 from dtkd_edge.data.lists import HEAD
@@ -43,7 +43,6 @@ VERSION = 1
 CHUNK = 32  # frames in memory at a time
 CHECKED = 3  # frames whose pixels are compared
 TOLERANCE = 16.0  # of 255: largest mean difference of a frame; h264 at useful qualities stays below 5
-SIDES: tuple[Split, ...] = ("train", "val")
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ import numpy as np
 from pydantic import ValidationError
 
 from dtkd_edge.console import progress, say, write_result
-from dtkd_edge.data.catalogue import Catalogue, Split, open_split
+from dtkd_edge.data.catalogue import SIDES, Catalogue, Split, open_split
 from dtkd_edge.data.check import data_config, too_many_broken
 from dtkd_edge.data.encode import require_av
-from dtkd_edge.data.pack import SIDES, Settings, claim, clip_key, clip_names, write_classes
+from dtkd_edge.data.pack import Settings, claim, clip_key, clip_names, write_classes
 from dtkd_edge.data.shard_writer import Plan, extra_of, make_shard, plain_text
 from dtkd_edge.data.shards import INDEX, Entry, Index
 from dtkd_edge.files import disk_errors, one_at_a_time, write_text

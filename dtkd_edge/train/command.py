@@ -186,12 +186,15 @@ def _eval_table(result: dict[str, Any]) -> Table:
     table.add_column("head")
     for column in ("top-1", "top-5", "mean class"):
         table.add_column(column, justify="right")
-    for part in result.get("parts", {}):
-        table.add_column(f"{part} top-1", justify="right")
+    tops = ("top1", "top5")
+    parts = result.get("parts", {})
+    for part in parts:
+        for top in tops:
+            table.add_column(f"{part} {top[:-1]}-{top[-1]}", justify="right")
     for head, row in result["heads"].items():
-        cells = [f"{row[key]:.4f}" if key in row else "" for key in ("top1", "top5", "mean_class")]
-        parts = [f"{rows[head]['top1']:.4f}" if head in rows else "" for rows in result.get("parts", {}).values()]
-        table.add_row(head, *cells, *parts)
+        own = [row.get(key) for key in (*tops, "mean_class")]
+        own += [rows.get(head, {}).get(top) for rows in parts.values() for top in tops]
+        table.add_row(head, *("" if value is None else f"{value:.4f}" for value in own))
     return table
 
 

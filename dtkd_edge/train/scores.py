@@ -81,10 +81,7 @@ class Scores:
         """`{head}_top1`, `{head}_top5` (where there are more than five classes) and `n`."""
         out: dict[str, float] = {}
         for head in self.heads:
-            ranks = self.ranks(head)
-            out[f"{head}_top1"] = _share(ranks < 1)
-            if self.classes(head) > 5:
-                out[f"{head}_top5"] = _share(ranks < 5)
+            out |= {f"{head}_{top}": share for top, share in self.tops(head).items()}
         out["n"] = len(self)
         return out
 
@@ -110,15 +107,20 @@ class Scores:
         return matrix
 
     def part(self, masks: Mapping[str, Mask]) -> dict[str, dict[str, float]]:
-        """Top-1 of some of the clips, `{head: {"top1", "n"}}`; masks: which ones, per head, by the catalogue's numbers. Heads for
-        which there are none are left out."""
+        """Top-1 and top-5 of some of the clips, `{head: {"top1", "top5", "n"}}` (top5 where there are more than five classes);
+        masks: which ones, per head, by the catalogue's numbers. Heads for which there are none are left out."""
         out: dict[str, dict[str, float]] = {}
         for head in self.heads:
             if head in masks:
                 chosen = masks[head] if self.index is None else masks[head][self.index]
                 if chosen.any():
-                    out[head] = {"top1": _share((self.ranks(head) < 1)[chosen]), "n": int(chosen.sum())}
+                    out[head] = {**self.tops(head, chosen), "n": int(chosen.sum())}
         return out
+
+    def tops(self, head: str, chosen: Mask | slice = slice(None)) -> dict[str, float]:
+        """`top1`, and `top5` where there are more than five classes, of the chosen clips `[n]`."""
+        ranks = self.ranks(head)[chosen]
+        return {f"top{k}": _share(ranks < k) for k in (1, 5) if k == 1 or self.classes(head) > k}
 
 
 def pair_ranks(verb_scores: Floats, noun_scores: Floats, verbs: Ints, nouns: Ints, candidates: int = CANDIDATES) -> Ints:

@@ -1,8 +1,12 @@
-"""`dtkd-edge train RECIPE --splits 1,2,3`: one run per official split (HMDB51, UCF101), and the mean of their scores."""
+"""`dtkd-edge train RECIPE --splits 1,2,3`: one run per official split (HMDB51, UCF101), and the mean of their scores.
+
+`dtkd-edge eval RUNS --splits 1,2,3 --views 10x3` scores these runs again, with several views of every clip.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,11 @@ import numpy as np
 from rich.table import Table
 
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.console import print_table, say
-from dtkd_edge.errors import RecipeError, UsageError
+from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.errors import InputError, RecipeError, UsageError
 from dtkd_edge.files import write_json
 from dtkd_edge.runs import RUNS
-from dtkd_edge.train.command import train
+from dtkd_edge.train.command import parse_views, train
 
 WITH_SPLITS = ("hmdb51", "ucf101")
 
@@ -60,17 +64,61 @@ def train_splits(
     return result
 
 
+def evaluate_splits(
+    target: Path | None, splits: str, *, overrides: list[str], views: str = "1x1", json_file: str | None = None
+) -> dict[str, Any]:
+    """Evaluate the students of TARGET/split-N, as train_splits leaves them, each on its own split's test side.
+
+    target: by default the newest such folder below runs/. Returns, and writes to `json_file`, the scores of each split and their
+    mean, per head.
+    """
+    from dtkd_edge.train.testing import evaluate_target
+
+    numbers, wanted = parse_splits(splits), parse_views(views)
+    folder = target or max(
+        (file.parent for file in RUNS.glob("*/splits.json")), key=lambda found: found.stat().st_mtime, default=RUNS
+    )
+    for number in numbers:
+        if not (folder / f"split-{number}/recipe.yaml").is_file():
+            raise InputError(f"{folder}: has no run split-{number}", "give the folder of: dtkd-edge train RECIPE --splits 1,2,3")
+    found = {}
+    for number in numbers:
+        say(f"split {number} ({numbers.index(number) + 1} of {len(numbers)})")
+        found[str(number)] = evaluate_target(folder / f"split-{number}", overrides, wanted).result
+    heads = {head: [result["heads"][head] for result in found.values()] for head in found[str(numbers[0])]["heads"]}
+    result = {
+        "target": str(folder),
+        "views": f"{wanted[0]}x{wanted[1]}",
+        "splits": found,
+        "mean": {head: _mean(rows) for head, rows in heads.items()},
+    }
+    if json_file:
+        write_result(result, json_file)
+    if json_file != "-":
+        table = _table(f"{folder}: {len(numbers)} official splits, views={result['views']}", numbers, "score")
+        for head, rows in heads.items():
+            for key, mean in _mean(rows).items():
+                table.add_row(f"{head} {key}", *(f"{row[key]:.4f}" for row in rows), f"{mean:.4f}")
+        print_table(table)
+    return result
+
+
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "n"}
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['recipe']}: top-1 of {len(result['splits'])} official splits, views=1x1")
-    table.add_column("model")
-    for number in result["splits"]:
-        table.add_column(f"split {number}", justify="right")
-    table.add_column("mean", justify="right")
+    title = f"{result['recipe']}: top-1 of {len(result['splits'])} official splits, views=1x1"
+    table = _table(title, result["splits"], "model")
     for model, mean in result["mean"].items():
         row = [f"{rows[model]['action_top1']:.4f}" for rows in result["splits"].values()]
         table.add_row(model, *row, f"{mean['action_top1']:.4f}")
     print_table(table)
+
+
+def _table(title: str, numbers: Iterable[object], what: str) -> Table:
+    table = Table(title=title)
+    table.add_column(what)
+    for column in (*(f"split {number}" for number in numbers), "mean"):
+        table.add_column(column, justify="right")
+    return table

@@ -132,9 +132,7 @@ def _read_ahead(
 
 
 def _row(scores: Scores, head: str) -> dict[str, float]:
-    row = {"top1": scores.accuracy(head)}
-    if scores.classes(head) > 5:
-        row["top5"] = scores.accuracy(head, 5)
+    row = scores.tops(head)
     if head in scores.labels:
         row["mean_class"] = scores.mean_class_accuracy(head)
     return row

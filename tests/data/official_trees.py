@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -83,6 +84,32 @@ def kinetics(root: Path, *, is_cc: bool = True, spaces: bool = False, train: int
                 if not (side == "train" and number == 0 and i == count - 1):
                     video(root / "videos" / side / folder / f"{clip}_{i:06d}_{i + 10:06d}.mp4", seed=number)
         text(root / f"{name}.csv", header + "".join(rows))
+    return root
+
+
+def kinetics_without_is_cc(root: Path) -> Path:
+    """As the lists of Kinetics-600 and -700 are."""
+    return kinetics(root, is_cc=False, spaces=True)
+
+
+def video_list(root: Path) -> Path:
+    """train.txt and val.txt of mmaction2's form `path label`, videos/, and the names of the two classes."""
+    return _listed(root, lambda path, seed: video(root / "videos" / path.with_suffix(".mp4"), seed=seed), "{}.mp4 {}")
+
+
+def frame_list(root: Path) -> Path:
+    """The same of raw frames: `dir total_frames label`, and rawframes/."""
+    return _listed(root, lambda path, seed: raw_frames(root / "rawframes" / path, "img_%05d.jpg", 10, seed=seed), "{} 10 {}")
+
+
+def _listed(root: Path, make: Callable[[Path, int], Path], line: str) -> Path:
+    names = ("jump rope", "walk")
+    text(root / "label_map.txt", "".join(f"{name}\n" for name in names))
+    for side, count in (("train", 4), ("val", 2)):
+        clips = [(f"{name}/{side} {i}", label) for label, name in enumerate(names) for i in range(count)]
+        for clip, label in clips:
+            make(Path(clip), label)
+        text(root / f"{side}.txt", "".join(line.format(clip, label) + "\n" for clip, label in clips))
     return root
 
 

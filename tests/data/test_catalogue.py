@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,41 @@ def test_hold_out_keeps_every_class_and_every_group_whole(labels: np.ndarray, sh
             total = (labels == label).sum()
             assert abs(held[labels == label].sum() - share * total) <= 1
     assert (held == hold_out(labels, share, seed, groups)).all()
+    assert (held == held_out_by_definition(labels, share, seed, groups)).all()
+
+
+def held_out_by_definition(labels: np.ndarray, share: float, seed: int, groups: np.ndarray | None) -> np.ndarray:
+    """One group after the other, with a count for every group and class."""
+    names, group_of = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
+    counts = np.zeros((len(names), labels.max() + 1), int)
+    np.add.at(counts, (group_of.reshape(-1), labels), 1)
+    total = counts.sum(0)
+    wanted = np.maximum(share * total, np.minimum(1, total - 1))
+    chosen = np.zeros(len(names), bool)
+    for group in np.random.default_rng([seed, 2]).permutation(len(names)):
+        before, after = counts[chosen].sum(0), counts[chosen].sum(0) + counts[group]
+        mine = counts[group] > 0
+        nearer = np.abs(wanted - before)[mine].sum() - np.abs(wanted - before - counts[group])[mine].sum() > 0
+        chosen[group] = nearer and (after < total)[mine].all()
+    return chosen[group_of.reshape(-1)]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.25, 0.5, 0.9])
+def test_what_is_held_out_does_not_change_with_the_number_of_classes(share: float, grouped: bool) -> None:
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 40, 600) * 3  # of 120 classes most have no clip, as where a list has no clip of a noun
+    groups = rng.integers(0, 90, 600) * 5 - 100 if grouped else None  # about seven clips each, of several classes
+    assert (hold_out(labels, share, 3, groups) == held_out_by_definition(labels, share, 3, groups)).all()
+
+
+def test_holding_out_of_100_000_clips_takes_no_table_of_classes() -> None:
+    labels = np.arange(100_000) % 400
+    for groups in (None, np.arange(100_000) // 3):
+        tracemalloc.start()
+        assert hold_out(labels, 0.2, 0, groups).mean() == pytest.approx(0.2, abs=0.01)
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # bytes; clips × classes would be 320 MB
+        tracemalloc.stop()
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------------
@@ -166,6 +202,7 @@ def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
         ("path,label\n,run\n", r"list\.csv:2: empty path"),
         ("path,label\na.mp4, \n", r"list\.csv:2: empty label"),
         ("path,label,start\na.mp4,run,soon\n", r"list\.csv:2: start 'soon' is not a number"),
+        ("path,label,start\na.mp4,run,nan\n", r"list\.csv:2: start 'nan' is not a time"),
         ("path,label,start\na.mp4,run,-1\n", r"list\.csv:2: start '-1' is not a time"),
         ("path,label,start,end\na.mp4,run,3,2\n", r"list\.csv:2: end 2 is not after start 3"),
         ('path,label\n"a.mp4,run\n', r"list\.csv:\d: not csv"),
@@ -203,6 +240,33 @@ def test_a_label_only_in_val(tmp_path: Path) -> None:
     (tmp_path / "val.csv").write_text("a.mp4,run\na.mp4,fly\n")
     with pytest.raises(DataError, match=r"val\.csv:2: label 'fly' is not one of the 1 training classes"):
         open_split(csv_set(tmp_path, "a.mp4,run\n", val="val.csv"), "train")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"classes.txt": "walk\n"},
+            r"list\.csv:2: label 'run' is not one of the 1 training classes .*classes\.txt where there is one",
+        ),
+        ({"classes.txt": "run\nwalk\nrun\n"}, r"classes\.txt: class 'run' stands there twice"),
+        ({"classes.txt": b"run\xff\nwalk\n"}, r"classes\.txt: not readable: .*expected one class name per line, in UTF-8"),
+        ({"val.csv": "path,label.verb\na.mp4,run\n"}, r"val\.csv:1: expected the training list's columns label "),
+        ({"val.csv": "path,label\n"}, r"val\.csv: the list is empty"),
+        ({"val.csv": "/proc/self/mem"}, r"val\.csv: not readable: .*check the path and its permissions"),
+    ],
+)
+def test_lists_and_classes_at_odds(tmp_path: Path, files: dict[str, str | bytes], said: str) -> None:
+    tree(tmp_path, ["a.mp4"])
+    (tmp_path / "val.csv").write_text("path,label\na.mp4,run\n")
+    for name, content in files.items():
+        (tmp_path / name).unlink(missing_ok=True)
+        if content == "/proc/self/mem":  # opens, and does not read, not even as root
+            (tmp_path / name).symlink_to("/proc/self/mem")
+        else:
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=said):
+        open_split(csv_set(tmp_path, "path,label\na.mp4,run\na.mp4,walk\n", val="val.csv"), "val")
 
 
 def test_missing_lists(tmp_path: Path) -> None:

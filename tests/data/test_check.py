@@ -168,6 +168,37 @@ def test_clips_past_the_end_of_their_file(tmp_path: Path) -> None:
     assert result["train"]["past_the_end"][0].endswith("P02_101.MP4: starts at 1 s, the file has 0.8 s")
 
 
+def test_missing_videos_are_counted_and_named(tmp_path: Path) -> None:
+    root = trees.kinetics(tmp_path / "set")  # the last training clip of the first class is not there
+    common = ("check", "kinetics400", "--set", f"data.root={root}", "--json")
+    done = run(*common, str(tmp_path / "r.json"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    gone = f"{root}/videos/train/abseiling/-t0_00000005_000005_000015"
+    assert report["train"]["missing"] == {"clips": 1, "of": 18, "first": [gone]}
+    assert report["val"]["missing"] == {"clips": 0, "of": 6, "first": []}
+    assert "1 of 18" in done.stdout and f"train: missing: {gone}" in done.stderr
+    shutil.rmtree(root / "videos/val/abseiling")
+    done = run(*common, "-")  # 2 of 6 are more than data.max_missing allows: reported first, then refused
+    report = json.loads(done.stdout)
+    assert report["val"]["missing"]["clips"] == 2 and len(report["val"]["missing"]["first"]) == 2
+    assert report["train"]["files"] == 17 and report["val"]["files"] == 4
+    assert done.returncode == 3
+    error, fix = done.stderr.splitlines()[-2:]
+    assert error.startswith(f"error: {root}/validate.csv: 2 of 6 videos are missing, more than data.max_missing = 0.2 allows")
+    assert fix.lstrip().startswith("fix: complete the copy")
+
+
+def test_a_missing_video_of_many_segments_is_named_once(tmp_path: Path) -> None:
+    root = trees.epic100(tmp_path / "set", clips=3)
+    (root / "EPIC-KITCHENS/P02/videos/P02_101.MP4").unlink()
+    with pytest.raises(DataError, match=r"3 of 6 videos are missing"):
+        check("epic100", overrides=[f"data.root={root}"], json=str(tmp_path / "r.json"))
+    found = json.loads((tmp_path / "r.json").read_text())["train"]["missing"]
+    assert (found["clips"], found["of"]) == (3, 6)
+    assert [Path(name).name for name in found["first"]] == ["P02_101"]
+
+
 def test_overrides_are_checked() -> None:
     with pytest.raises(RecipeError, match=r"unknown key data\.rot"):
         check("csv", overrides=["data.rot=x"], json=None)

@@ -234,6 +234,11 @@ def test_ssv2(tmp_path: Path) -> None:
         ("train", '[{"id": "x1", "template": "Holding [something]"}]', r"entry 1: expected a numeric id; found 'x1'"),
         ("train", '[{"id": "1"}]', r"entry 1: expected an object with id and template"),
         ("train", "[1]", r"entry 1: expected an object"),
+        (
+            "train",
+            '[{"id": "10", "template": "Holding [something]"}, {"id": "11", "template": ""}]',
+            r"train\.json: entry 2: expected an object with id and template .*mend that entry",
+        ),
         ("train", '[{"id": "1",\n "template"', r"train\.json:2: not JSON"),
         ("train", '{"id": "1"}', r"train\.json:1: expected a list of clips"),
         ("train", "[]", r"the list is empty"),
@@ -305,6 +310,43 @@ def test_epic100_lines_that_do_not_fit(tmp_path: Path, column: int, value: str |
         opened("epic100", root)
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        ("30", "20", r"EPIC_100_train\.csv:3: expected stop_frame not before start_frame; found '30,20'"),
+        ("ten", "20", r"EPIC_100_train\.csv:3: expected start_frame and stop_frame: a number; found 'ten'"),
+        ("10", "20.5", r"EPIC_100_train\.csv:3: expected start_frame and stop_frame: a number; found '20\.5'"),
+    ],
+)
+def test_epic100_frame_numbers_that_do_not_fit(tmp_path: Path, first: str, last: str, said: str) -> None:
+    root = trees.epic100(tmp_path, frames=True, clips=2)
+    source = root / "epic-kitchens-100-annotations/EPIC_100_train.csv"
+    cells = source.read_text().splitlines()[2].split(",")
+    edit(source, 3, ",".join([*cells[:6], first, last, *cells[8:]]))
+    with pytest.raises(DataError, match=said):
+        opened("epic100", root, frame_names="frame_%010d.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("verb_classes", "one,open,\"['open']\",things", r":2: expected a class number: a number; found 'one'"),
+        ("verb_classes", "1,open,\"['open']\",things", r":3: expected every class number and name once; found '1 put'"),
+        ("noun_classes", "9,tap,\"['tap']\",things", r": no class of number 0"),
+        ("noun_classes", "0,tap", r":2: expected 4 columns; found '0,tap'"),
+        ("tail_verbs", "4", r":2: expected a verb class: a number below 4; found '4'"),
+        ("tail_verbs", "two", r":2: expected a verb class: a number below 4; found 'two'"),
+        ("tail_nouns", "1,2", r":2: expected 1 columns; found '1,2'"),
+        ("unseen_participant_ids_validation", "P18,P32", r":2: expected 1 columns; found 'P18,P32'"),
+    ],
+)
+def test_epic100_classes_and_parts_that_do_not_fit(tmp_path: Path, name: str, line: str, said: str) -> None:
+    root = trees.epic100(tmp_path, clips=2)
+    edit(root / f"epic-kitchens-100-annotations/EPIC_100_{name}.csv", 2, line)
+    with pytest.raises(DataError, match=rf"EPIC_100_{name}\.csv" + said):
+        opened("epic100", root, "val")
+
+
 def test_epic100_names_may_be_of_any_letters(tmp_path: Path) -> None:
     root = trees.epic100(tmp_path, clips=2)
     source = root / "epic-kitchens-100-annotations/EPIC_100_train.csv"
@@ -370,6 +412,32 @@ def test_frame_list(tmp_path: Path) -> None:
             opened("frame-list", tmp_path, train="train.txt", val="train.txt", videos="frames")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "content", "said"),
+    [
+        ("video-list", "train", "", r"train\.txt: the list is empty \(expected lines of `path label`\)"),
+        ("frame-list", "train", "\n \n", r"train\.txt: the list is empty \(expected lines of `dir total_frames label`\)"),
+        ("video-list", "val", "walk/val 0.mp4 2\n", r"val\.txt:1: expected `path label`, label: a number below 2; found '2'"),
+        ("frame-list", "val", "walk/val 0 10 1\nwalk/val 1 10 2\n", r"val\.txt:2: expected .*, label: a number below 2"),
+        ("video-list", "label_map", "jump\njump\n", r"label_map\.txt: class 'jump' stands there twice"),
+    ],
+)
+def test_mmaction_lists_that_do_not_fit(tmp_path: Path, kind: str, name: str, content: str, said: str) -> None:
+    root = trees.video_list(tmp_path) if kind == "video-list" else trees.frame_list(tmp_path)
+    videos = "videos" if kind == "video-list" else "rawframes"
+    trees.text(root / f"{name}.txt", content)
+    with pytest.raises(DataError, match=said):
+        opened(kind, root, "train" if name == "train" else "val", train="train.txt", val="val.txt", videos=videos)
+
+
+def test_a_label_above_the_training_lists_where_nothing_names_the_classes(tmp_path: Path) -> None:
+    root = trees.video_list(tmp_path)
+    (root / "label_map.txt").unlink()
+    trees.text(root / "val.txt", "walk/val 0.mp4 5\n")
+    with pytest.raises(DataError, match=r"val\.txt:1: expected `path label`, label: a number below 2; found '5'"):
+        opened("video-list", root, "val", train="train.txt", val="val.txt", videos="videos")
+
+
 # --- all of them ----------------------------------------------------------------------------------------------------------
 
 TEXTS: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -384,6 +452,29 @@ TEXTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.fixture(scope="module")
 def all_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: make(tmp_path_factory.mktemp(kind)) for kind, (make, _) in TEXTS.items()}
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, "video-list"])
+def test_a_folder_of_videos_that_is_not_there(all_sets: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    lists = {"train": "train.txt", "val": "val.txt"} if kind == "video-list" else {}
+    root = trees.video_list(tmp_path) if kind == "video-list" else all_sets[kind]
+    with pytest.raises(DataError, match=r"nowhere") as caught:
+        opened(kind, root, videos="nowhere", **lists)
+    assert "data.videos" in caught.value.hint or "data.root" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_list_that_does_not_read(all_sets: dict[str, Path], kind: str) -> None:
+    source = all_sets[kind] / TEXTS[kind][1]
+    kept = source.rename(source.with_name("kept"))
+    try:
+        source.symlink_to("/proc/self/mem")  # opens, and does not read, not even as root
+        with pytest.raises(DataError, match=rf"{source.name}: not readable: ") as caught:
+            opened(kind, all_sets[kind])
+        assert caught.value.hint
+    finally:
+        source.unlink()
+        kept.rename(source)
 
 
 @pytest.mark.parametrize("kind", TEXTS)

@@ -48,6 +48,11 @@ def test_dense_is_evenly_spaced_and_inside(total: int, frames: int, stride: int,
         assert numbers[0, -1] == total - 1  # a short video repeats its last frame
 
 
+def test_of_a_short_video_uniform_repeats_frames_evenly_and_dense_holds_the_last() -> None:
+    assert Sampling(frames=8).indices(3).tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
+    assert Sampling(kind="dense", frames=8).indices(3).tolist() == [[0, 1, 2, 2, 2, 2, 2, 2]]
+
+
 def test_dense_by_time() -> None:
     sampling = Sampling(kind="dense", frames=4, stride=2, fps=10)
     assert np.diff(sampling.indices(300, 30.0)).tolist() == [[6, 6, 6]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import official_trees as trees
 import pytest
 
-from dtkd_edge.errors import RecipeError, UsageError
+from dtkd_edge.errors import InputError, RecipeError, UsageError
 
 TINY = [
     "student.model=tsm_tiny", "student.frames=4", "student.size=24",
@@ -64,28 +64,74 @@ def test_train_and_eval(
         assert result["heads"][head]["top1"] == pytest.approx(metrics[f"{head}_top1"])
 
 
+LISTS = ["data.train=train.txt", "data.val=val.txt", "data.sampling=uniform"]
+OTHERS: list[tuple[str, str, Callable[[Path], Path], list[str], int, tuple[int, int]]] = [
+    ("ucf101", "ucf101", trees.ucf101, [], 2, (4, 2)),
+    ("ssv2", "ssv2", trees.ssv2, [], 2, (4, 4)),
+    ("kinetics400", "kinetics600", trees.kinetics_without_is_cc, [], 3, (17, 6)),
+    ("kinetics400", "kinetics700", trees.kinetics_without_is_cc, [], 3, (17, 6)),
+    ("folder", "video-list", trees.video_list, [*LISTS, "data.videos=videos"], 2, (8, 4)),
+    ("folder", "frame-list", trees.frame_list, [*LISTS, "data.videos=rawframes"], 2, (8, 4)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("recipe", "kind", "make", "more", "classes", "clips"), OTHERS, ids=[kind for _, kind, *_ in OTHERS])
+def test_the_other_kinds_train_a_step_and_score(
+    tmp_path: Path,
+    recipe: str,
+    kind: str,
+    make: Callable[[Path], Path],
+    more: list[str],
+    classes: int,
+    clips: tuple[int, int],
+) -> None:
+    from dtkd_edge.train.command import evaluate, train
+
+    plain = ["student.options={}", "teachers.cnn.options={}"] if recipe == "folder" else []  # those of the networks it names
+    root = make(tmp_path / "set")
+    run = train(recipe, overrides=[f"data.kind={kind}", f"data.root={root}", *plain, *TINY, *more], out=tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["clips"]["train"], metrics["clips"]["val"]) == clips
+    assert set(metrics["teachers"]) == {"cnn", "vit"} and metrics["student"]["n"] == clips[1]
+    assert len(json.loads((run / "student.json").read_text())["labels"]["action"]) == classes
+    assert evaluate(run, overrides=[])["heads"]["action"]["top1"] == pytest.approx(metrics["student"]["action_top1"])
+    result = evaluate(run, overrides=[], views="2x1")
+    assert (result["n"], result["broken"]) == (clips[1], 0)
+
+
 @pytest.mark.slow
 def test_every_official_split_and_their_mean(dtkd_edge: Run, tmp_path: Path) -> None:
     root = trees.hmdb51(tmp_path / "set")
     sets = [part for override in [f"data.root={root}", *TINY, "distill.method=ce"] for part in ("--set", override)]
-    done = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,3")
+    done = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,2,3")
     assert done.returncode == 0, done.stderr
-    assert "split 3" in done.stdout and "mean" in done.stdout
+    assert all(column in done.stdout for column in ("split 1", "split 2", "split 3", "mean"))
     runs = tmp_path / "empty/runs/hmdb51-splits"
     result = json.loads((runs / "splits.json").read_text())
-    single = [json.loads((runs / f"split-{n}/metrics.json").read_text())["student"]["action_top1"] for n in (1, 3)]
-    assert result["mean"]["student"]["action_top1"] == pytest.approx(sum(single) / 2)
-    recipes = [(runs / f"split-{n}/recipe.yaml").read_text() for n in (1, 3)]
-    assert "split: 1" in recipes[0] and "split: 3" in recipes[1]
-    again = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,3", "--resume")
-    assert again.returncode == 0 and again.stderr.count("this run is finished") == 2
+    single = [json.loads((runs / f"split-{n}/metrics.json").read_text())["student"]["action_top1"] for n in (1, 2, 3)]
+    assert result["mean"]["student"]["action_top1"] == pytest.approx(sum(single) / 3)
+    recipes = [(runs / f"split-{n}/recipe.yaml").read_text() for n in (1, 2, 3)]
+    assert [f"split: {n}" in recipe for n, recipe in enumerate(recipes, 1)] == [True] * 3
+    scored = dtkd_edge("eval", "runs/hmdb51-splits", "--splits", "1,2,3", "--json", "-")
+    assert scored.returncode == 0, scored.stderr
+    tested = json.loads(scored.stdout)
+    assert [tested["splits"][n]["heads"]["action"]["top1"] for n in "123"] == pytest.approx(single)
+    assert tested["mean"]["action"]["top1"] == pytest.approx(sum(single) / 3) and tested["views"] == "1x1"
+    again = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,2,3", "--resume")
+    assert again.returncode == 0 and again.stderr.count("this run is finished") == 3
 
 
-def test_splits_that_do_not_fit() -> None:
-    from dtkd_edge.train.splits import train_splits
+def test_splits_that_do_not_fit(tmp_path: Path) -> None:
+    from dtkd_edge.train.splits import evaluate_splits, train_splits
 
     for splits in ("1,4", "2,2", "", "one"):
         with pytest.raises(UsageError, match=f"--splits {splits}: expected official splits, such as 1,2,3"):
             train_splits("hmdb51", splits, overrides=[])
+        with pytest.raises(UsageError, match=f"--splits {splits}: expected official splits, such as 1,2,3"):
+            evaluate_splits(tmp_path, splits, overrides=[])
+    with pytest.raises(InputError, match=r"has no run split-2 .*train RECIPE --splits 1,2,3"):
+        evaluate_splits(tmp_path, "2", overrides=[])
     with pytest.raises(RecipeError, match=r"data\.kind: motion has no official splits"):
         train_splits("quickstart", "1", overrides=[])

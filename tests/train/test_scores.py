@@ -98,6 +98,18 @@ def test_parts_follow_the_clips_numbers() -> None:
     assert scores.part({"a": np.zeros(6, bool)}) == {}
 
 
+def test_parts_of_verbs_nouns_and_actions_have_both_tops() -> None:
+    rng = np.random.default_rng(0)
+    logits = {"verb": rng.normal(size=(200, 7)), "noun": rng.normal(size=(200, 9))}
+    labels = {head: rng.integers(0, values.shape[1], 200) for head, values in logits.items()}
+    unseen = rng.random(200) < 0.4
+    found = Scores(logits, labels).part(dict.fromkeys(("verb", "noun", "action"), unseen))
+    alone = Scores({h: v[unseen] for h, v in logits.items()}, {h: v[unseen] for h, v in labels.items()})
+    for head in ("verb", "noun", "action"):
+        assert found[head] == {"top1": alone.accuracy(head), "top5": alone.accuracy(head, 5), "n": unseen.sum()}
+    assert 0 < found["noun"]["top1"] < found["noun"]["top5"] < 1
+
+
 def test_confusion_is_written_as_picture_and_csv(tmp_path: Path) -> None:
     matrix = made(LOGITS, LABELS).confusion("action")
     assert matrix.tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
