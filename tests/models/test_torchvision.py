@@ -27,7 +27,7 @@ def reference(name: str, classes: int = 400) -> nn.Module:
     torch.manual_seed(0)
     model = get_model(name, weights=None, num_classes=classes)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm3d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.8, 1.2)
     if name == "s3d":
@@ -45,10 +45,10 @@ def ours(name: str, classes: int | dict[str, int] = 400) -> VideoModel:
     return create_model(name, classes, frames=frames, size=size).eval()
 
 
-def into_cache(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def into_cache(name: str, home: Path, monkeypatch: pytest.MonkeyPatch, classes: int = 400) -> nn.Module:
     """What a download leaves: the file under its published name in TORCH_HOME."""
     monkeypatch.setenv("TORCH_HOME", str(home))
-    model = reference(name)
+    model = reference(name, classes)
     file = home / "hub" / "checkpoints" / Path(get_model_weights(name).DEFAULT.url).name
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), file)
@@ -68,6 +68,23 @@ def test_weights_torchvision_gives_torchvisions_logits(name: str, tmp_path: Path
         torch.testing.assert_close(model(clips)["action"], want, atol=1e-5, rtol=1e-5)
     weights = get_model_weights(name).DEFAULT
     assert model.info.mean == tuple(weights.transforms.keywords.get("mean", (0.43216, 0.394666, 0.37645)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_tsm_takes_torchvisions_resnet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ImageNet: all but its classifier. With a fold larger than any channel count nothing is shifted, and only it is left."""
+    expected = into_cache(name, tmp_path, monkeypatch, classes=1000)
+    model = create_model(f"tsm_{name}", 5, frames=2, size=64, fold=10**6).eval()
+    report = load_weights(model, "torchvision")
+    assert report is not None and report.head_replaced and report.unexpected == ["fc.bias", "fc.weight"]
+    assert report.missing == ["head.linear.action.weight", "head.linear.action.bias"]
+    clips = torch.randn(1, 3, 2, 64, 64)
+    frames = clips[0].transpose(0, 1)
+    theirs = nn.Sequential(*list(expected.children())[:-2])
+    with torch.inference_mode():
+        want = theirs(frames)
+        assert want.std() > 1e-3
+        torch.testing.assert_close(model.forward_features(clips)["final"][0].transpose(0, 1), want, atol=1e-4, rtol=1e-4)
 
 
 def test_another_class_count_replaces_the_head_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
