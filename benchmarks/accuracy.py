@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.benchmarks.answers import UNKNOWN, Answers, Journal, answer
+from dtkd_edge.benchmarks.answers import UNKNOWN, Answer, Answers, Journal, answer
 from dtkd_edge.benchmarks.record import Accuracy, HeadAccuracy
 from dtkd_edge.benchmarks.statistics import wilson
 from dtkd_edge.console import progress, say
@@ -26,6 +26,7 @@ from dtkd_edge.errors import ArtifactError, DataError, DtkdEdgeError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.video import read_clip
 
+ACTION = "action"  # the pair of verb and noun, beside the two heads
 Reference = Mapping[str, NDArray[np.int64]]  # head → class that the torch student names, by clip (or UNKNOWN)
 
 
@@ -82,6 +83,8 @@ def measure_accuracy(
 
     An error of one artefact's runtime stands in its place and ends no other's. DataError where no clip can be used.
     """
+    from dtkd_edge.data.pairs import PAIR
+
     maps = {
         id(c): match_labels(c.backend.artifact.manifest.labels, clips.classes, str(c.backend.artifact.folder)) for c in candidates
     }
@@ -123,11 +126,25 @@ def measure_accuracy(
                     continue
                 labels = {h: classes[int(clip.labels[h])] for h, classes in maps[id(candidate)].items() if h in clip.labels}
                 answers = {head: answer(logits[head][0], label) for head, label in labels.items()}
+                if set(labels) == set(PAIR):
+                    answers[ACTION] = pair_answer(logits, labels)
                 candidate.journal.add(number, clip.state(), answers)
                 found[id(candidate)][number] = answers
             if all(c.error is not None or len(found[id(c)]) == len(order) for c in candidates):
                 break
-    return [c.error or _result(found[id(c)], list(maps[id(c)]), c.reference, data, broken) for c in candidates]
+    heads = {id(c): [*maps[id(c)], *([ACTION] if set(maps[id(c)]) == set(PAIR) else [])] for c in candidates}
+    return [c.error or _result(found[id(c)], heads[id(c)], c.reference, data, broken) for c in candidates]
+
+
+def pair_answer(logits: Mapping[str, NDArray[Any]], labels: Mapping[str, int]) -> Answer:
+    """Of verb and noun together, as `dtkd-edge eval` ranks them. It has no class number of its own."""
+    from dtkd_edge.data.pairs import PAIR, pair_ranks
+
+    if UNKNOWN in labels.values():
+        return Answer(UNKNOWN, UNKNOWN)
+    verb, noun = PAIR
+    (place,) = pair_ranks(logits[verb], logits[noun], np.array([labels[verb]]), np.array([labels[noun]]))
+    return Answer(UNKNOWN, int(place))
 
 
 def runtime_error(error: Exception) -> ArtifactError:

@@ -55,7 +55,8 @@ class HeadAccuracy(_Part):
 
 
 class Accuracy(_Part):
-    """Shares in [0, 1] over `n` clips, of the first head; `heads` has each where there are several."""
+    """Shares in [0, 1] over `n` clips, of the first head; `heads` has each where there are several, and `action`, the pair,
+    where they are verb and noun."""
 
     top1: float
     top5: float

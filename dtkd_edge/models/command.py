@@ -28,6 +28,40 @@ CLASSES = 400  # of Kinetics-400, for which most are published
 COLUMNS = ("name", "role", "clip", "parameters", "MACs", "feature taps (channels)", "mean, std", "published checkpoints")
 
 
+# What the list does not say by itself; tests/models hold every figure of it.
+NOTES = """
+## MACs beside published figures
+
+- One multiply-accumulate counts as one, of convolutions and matrix products only. Papers call that FLOPs; it is half of what
+  torch's counter calls so.
+- mmaction2's tool adds two operations per value of every batch norm. By that rule TSM-ResNet-50 has its printed 32.88 G, and
+  32.70 G here. Batch norms cost nothing where it counts: they are folded into convolutions when a student is exported.
+- TSM-MobileNetV2 is printed with 3.27 G: that is of 256 × 256 pixels, batch norms included (3.13 G + 0.14 G), though its row
+  says 224. Of 224 × 224 the same rule gives 2.50 G, of which 2.40 G are multiply-accumulates: eight times MobileNetV2's
+  300 M, less its classifier of 1000 classes.
+- SlowFast's published figures are of 256 × 256 pixels: 36.1 G (4×16) and 65.7 G (8×8) in the paper and at `size: 256` here,
+  36.3 G and 66.1 G with batch norms. The list above is of 224 × 224.
+
+## What `tsm_*` takes
+
+timm CNNs whose residual blocks have one first convolution to put the shift in front of: BasicBlock and Bottleneck (resnet,
+resnext, wide_resnet, seresnet, ecaresnet, regnet, hrnet) and InvertedResidual (mobilenetv2, mobilenetv3, efficientnet,
+efficientnetv2, tinynet, mnasnet, mixnet, fbnetc, spnasnet, hardcorenas). Others are refused, since without a shift they would
+be a bag of frames: convnext, densenet, mobilenetv4, ghostnet, mobileone, repvgg, resnetv2, res2net, dla, gernet, fastvit,
+vgg.
+
+## MViT
+
+- `mvit_v1_b` takes the files of torchvision, of PySlowFast (MVIT_B_16x4_CONV) and of pytorchvideo's hub (`mvit_base_16x4`;
+  `mvit_base_32x3` with `frames: 32`, `stride: 3`). Its tables of positions are scaled linearly to another frames × size.
+  Published top-1 on Kinetics-400: 78.5 % by torchvision and 78.4 % by PySlowFast (5 clips of one crop each), 78.9 % by
+  pytorchvideo; 32 × 3: 80.4 % by PySlowFast, 80.3 % by pytorchvideo.
+- pytorchvideo's network is torchvision's but for one number: ε of the norms of pooled queries, keys and values is 1e-5 there,
+  and 1e-6 in torchvision, in today's PySlowFast and here. With equal ε they agree to 1e-5; with their own, logits of random
+  weights differ by less than 1 % of their spread.
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """One model of the list. `published`: whose files load besides its own, and what `weights:` can name."""
@@ -107,7 +141,7 @@ This page is the output of `dtkd-edge models --markdown`.
 {chr(10).join(lines)}
 
 {about}
-"""
+{NOTES}"""
 
 
 def _show_one(name: str, classes: int) -> None:

@@ -12,7 +12,7 @@ from dtkd_edge.errors import DtkdEdgeError, RecipeError
 from dtkd_edge.models.base import Role, VideoModel
 
 # Modules that register models. Adding a model is one file and one line here.
-MODULES = ("tiny", "tsm", "x3d", "slowfast", "tv", "vit", "vit_timm", "vit_hybrid", "videomae")
+MODULES = ("tiny", "tsm", "x3d", "slowfast", "mvit", "tv", "vit", "vit_timm", "vit_hybrid", "videomae")
 
 Build = Callable[..., VideoModel]
 

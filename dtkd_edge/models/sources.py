@@ -5,6 +5,7 @@ Each comes through its own library and that one's cache, so that what was fetche
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -77,7 +78,7 @@ def _timm(name: str, options: dict[str, Any]) -> Tensors:
 
 
 def _said(fetch: Fetch, what: str) -> Fetch:
-    """What the libraries raise (no network, no such repository, a broken download) as one line."""
+    """What the libraries raise (no network, no such repository, a broken download, a file with code in it) as one line."""
 
     def wrapped(tag: str) -> Tensors:
         try:
@@ -85,6 +86,11 @@ def _said(fetch: Fetch, what: str) -> Fetch:
         except DtkdEdgeError:
             raise
         except Exception as error:
+            if isinstance(error, pickle.UnpicklingError) or "weights_only=True blocked" in str(error):
+                raise CheckpointError(
+                    f"weights: {what} hold more than tensors, and code in a file is never run",
+                    "take a repository that has model.safetensors, or give a file",
+                ) from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise NotHereError(
                 f"weights: {what} cannot be had: {reason}", "fetch them once where there is a network, or give a file"

@@ -30,7 +30,8 @@ def insert_shifts(backbone: nn.Module, frames: int, fold: int, causal: bool) -> 
     count = 0
     for block in list(backbone.modules()):
         place = SHIFTED.get(type(block).__name__)
-        if place is None or not getattr(block, "has_skip", True):
+        # Blocks of other families bear the same names.
+        if place is None or not hasattr(block, place) or not getattr(block, "has_skip", True):
             continue
         setattr(block, place, Shift(getattr(block, place), frames, fold, causal))
         count += 1

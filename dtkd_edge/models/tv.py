@@ -1,4 +1,4 @@
-"""torchvision's video networks: `r2plus1d_18`, `s3d`, and the ViT teachers `mvit_v2_s`, `swin3d_t`, `swin3d_s`, `swin3d_b`.
+"""torchvision's video networks: `r2plus1d_18`, `s3d`, and the ViT teachers `swin3d_t`, `swin3d_s`, `swin3d_b` (MViT: mvit.py).
 
 The network itself stays torchvision's, under `backbone.`; its classifier is replaced by ours, which takes its published weights.
 """
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from dtkd_edge.errors import RecipeError
 from dtkd_edge.models.base import JointHeads, Layout, ModelInfo, Role, Tensors, VideoModel
-from dtkd_edge.models.layouts import Pattern, substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.sources import Fetch, torchvision_weights
 
@@ -106,65 +105,7 @@ class Swin3D(TorchvisionModel):
         return taps
 
 
-class MViT(TorchvisionModel):
-    """The tokens of each stage, folded to their grid. The classifier reads the class token, which is the tap `class`.
-
-    torchvision's network scales its published tables of relative positions (of 16 × 224²) to the grid that it is given.
-    """
-
-    classifier = "head.1."
-    ends = (0, 2, 13)  # the last block of every stage but the last
-
-    def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
-        net = self.backbone
-        patches = net.conv_proj(clips)
-        x, grid = net.pos_encoding(patches.flatten(2).transpose(1, 2)), tuple(patches.shape[2:])
-        taps, names = {}, iter(self.info.taps)
-        for i, block in enumerate(net.blocks):
-            x, grid = block(x, grid)
-            if i in self.ends:
-                taps[next(names)] = fold_tokens(x[:, 1:], grid)
-        x = net.norm(x)
-        taps["class"] = fold_tokens(x[:, :1], (1, 1, 1))
-        taps["tokens"] = fold_tokens(x[:, 1:], grid)
-        return taps
-
-    def pool(self, features: dict[str, Tensor]) -> Tensor:
-        return features["class"].flatten(1)
-
-    def layouts(self) -> dict[str, Layout]:
-        return {
-            "torchvision": self.from_torchvision,
-            "PySlowFast": lambda tensors: self.from_torchvision(mvit_from_pyslowfast(tensors)),
-        }
-
-
-def fold_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """`[B, T·H·W, C]` → `[B, C, T, H, W]`."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
-
-
-_MVIT_PYSLOWFAST: list[Pattern] = [
-    (r"^patch_embed\.proj\.", "conv_proj."),
-    (r"^head\.projection\.", "head.1."),
-    (r"\.attn\.pool_([qkv])\.", r".attn.pool_\1.pool."),
-    (r"\.attn\.norm_([qkv])\.", r".attn.pool_\1.norm_act.0."),
-    (r"\.attn\.proj\.", ".attn.project.0."),
-    (r"\.mlp\.fc1\.", ".mlp.0."),
-    (r"\.mlp\.fc2\.", ".mlp.3."),
-    (r"^(blocks\.\d+)\.proj\.", r"\1.project."),
-]
-
-
-def mvit_from_pyslowfast(tensors: Tensors) -> Tensors:
-    """PySlowFast's MViTv2 under torchvision's names; its class token is `[1, 1, C]`."""
-    renamed = substitute(tensors, _MVIT_PYSLOWFAST)
-    if "cls_token" in renamed:
-        renamed["pos_encoding.class_token"] = renamed.pop("cls_token").flatten()
-    return renamed
-
-
-def _backbone(name: str, classifier: str, **options: Any) -> Any:
+def without_classifier(name: str, classifier: str, **options: Any) -> Any:
     """torchvision's network, its attribute `classifier` taken out."""
     from torchvision.models import get_model
 
@@ -179,7 +120,7 @@ def r2plus1d_18(
 ) -> VideoModel:
     taps = {"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}
     info = ModelInfo(name, STUDENT, frames=frames or 16, size=size or 112, stride=2, taps=taps, **KINETICS)
-    return R2Plus1D(info, heads, _backbone(name, "fc"), dropout)
+    return R2Plus1D(info, heads, without_classifier(name, "fc"), dropout)
 
 
 @register("s3d", STUDENT, "torchvision's S3D: an inception network, space and time in turns")
@@ -189,18 +130,7 @@ def s3d(name: str, heads: dict[str, int], frames: int | None = None, size: int |
         raise RecipeError(f"{name}: {t} frames of {s} pixels are too few", "at least 5 frames of 17 pixels")
     taps = {"mixed3": 480, "mixed4": 832, "mixed5": 1024}
     info = ModelInfo(name, STUDENT, frames=t, size=s, stride=2, taps=taps, **KINETICS)
-    return S3D(info, heads, _backbone(name, "classifier"), dropout)
-
-
-@register("mvit_v2_s", TEACHER, "torchvision's MViTv2-S: attention over pooled space-time tokens")
-def mvit_v2_s(
-    name: str, heads: dict[str, int], frames: int | None = None, size: int | None = None,
-    dropout: float = 0.5, stochastic_depth_prob: float = 0.2,
-) -> VideoModel:  # fmt: skip
-    backbone = _backbone(name, "head", stochastic_depth_prob=stochastic_depth_prob)
-    taps = {"stage1": 96, "stage2": 192, "stage3": 384, "class": 768, "tokens": 768}
-    info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=taps)
-    return MViT(info, heads, backbone, dropout)
+    return S3D(info, heads, without_classifier(name, "classifier"), dropout)
 
 
 def _swin3d(
@@ -209,7 +139,7 @@ def _swin3d(
     width = 128 if name == "swin3d_b" else 96
     taps = {f"stage{i + 1}": width * 2**i for i in range(4)}
     info = ModelInfo(name, TEACHER, frames=frames or 32, size=size or 224, stride=2, taps=taps, **IMAGENET)
-    return Swin3D(info, heads, _backbone(name, "head"), dropout)
+    return Swin3D(info, heads, without_classifier(name, "head"), dropout)
 
 
 for _name in ("swin3d_t", "swin3d_s", "swin3d_b"):

@@ -127,7 +127,7 @@ def _read(path: Path) -> Tensors:
                 raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"{path}: not readable as weights: {_reason(str(error))}", "give a .safetensors file or a plain state dict"
+            f"{path}: not readable as weights: {refusal(str(error))}", "give a .safetensors file or a plain state dict"
         ) from error
     for container in CONTAINERS:
         if isinstance(raw, dict) and isinstance(raw.get(container), dict):
@@ -145,7 +145,7 @@ def _read(path: Path) -> Tensors:
     return tensors
 
 
-def _reason(said: str) -> str:
+def refusal(said: str) -> str:
     """What torch or safetensors say of a file they refuse, without their advice to load it all the same."""
     code = re.search(r"GLOBAL (\S+)", said)
     if code is not None:

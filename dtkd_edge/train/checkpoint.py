@@ -11,6 +11,7 @@ import torch
 
 from dtkd_edge.errors import CheckpointError
 from dtkd_edge.files import atomic_path
+from dtkd_edge.models.weights import refusal
 
 VERSION = 2
 
@@ -47,9 +48,8 @@ def load_state(path: Path) -> TrainState | None:
         raw = torch.load(path, map_location="cpu", weights_only=True)
         state = TrainState(**raw)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise CheckpointError(
-            f"{path}: not a checkpoint of this version: {reason}", "remove it to train that phase again"
+            f"{path}: not a checkpoint of this version: {refusal(str(error))}", "remove it to train that phase again"
         ) from error
     if state.version != VERSION:
         other = f"{path}: checkpoint version {state.version}, this dtkd-edge reads {VERSION}"

@@ -7,23 +7,18 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dtkd_edge.data.pairs import PAIR, Floats, Ints, pair_ranks
 from dtkd_edge.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Floats = NDArray[Any]  # float32 or float64
-Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-PAIR = ("verb", "noun")  # heads that together name an action
-CANDIDATES = 100  # best verbs, and best nouns, whose pairs are ranked
-CHUNK = 128  # clips whose pairs are ranked at a time: 128 × 97 × 100 numbers
 
 
 @dataclass
@@ -121,28 +116,6 @@ class Scores:
         """`top1`, and `top5` where there are more than five classes, of the chosen clips `[n]`."""
         ranks = self.ranks(head)[chosen]
         return {f"top{k}": _share(ranks < k) for k in (1, 5) if k == 1 or self.classes(head) > k}
-
-
-def pair_ranks(verb_scores: Floats, noun_scores: Floats, verbs: Ints, nouns: Ints, candidates: int = CANDIDATES) -> Ints:
-    """Place `[n]` of the true (verb, noun) among the pairs of the best `candidates` verbs and nouns, 0 the highest.
-
-    A pair scores the product of the two softmaxes over those candidates, which is the order of the sums of logits. Equal ones
-    stand before the true pair. A label that is no candidate comes after all pairs. Source: EPIC-KITCHENS-100's action recognition
-    challenge (epic-kitchens/C1-Action-Recognition, utils/scoring.py and metrics.py).
-    """
-    verb_scores, noun_scores = (np.asarray(s, np.float64) for s in (verb_scores, noun_scores))
-    ranks = np.empty(len(verbs), np.int64)
-    for at in range(0, len(verbs), CHUNK):
-        rows = slice(at, at + CHUNK)
-        verb, noun = verb_scores[rows], noun_scores[rows]
-        own_verb = np.take_along_axis(verb, verbs[rows, None], 1)
-        own_noun = np.take_along_axis(noun, nouns[rows, None], 1)
-        best_verbs, best_nouns = (-np.sort(-s, 1)[:, :candidates] for s in (verb, noun))
-        pairs = best_verbs[:, :, None] + best_nouns[:, None, :]
-        before = (~(pairs < (own_verb + own_noun)[:, :, None])).sum((1, 2)) - 1
-        out = (own_verb < best_verbs[:, -1:]) | (own_noun < best_nouns[:, -1:])
-        ranks[rows] = np.where(out[:, 0], pairs[0].size, before)
-    return ranks
 
 
 def _share(right: NDArray[np.bool_]) -> float:

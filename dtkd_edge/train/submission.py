@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.data.catalogue import Catalogue
+from dtkd_edge.data.pairs import CANDIDATES, PAIR
 from dtkd_edge.errors import DataError, UsageError
 from dtkd_edge.files import atomic_path
-from dtkd_edge.train.scores import CANDIDATES, PAIR, Scores
+from dtkd_edge.train.scores import Scores
 
 ACTIONS = 100  # most that a segment may have
 LOWEST = -1000.0  # of a class whose probability is 0, or that the model does not have

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from dtkd_edge.artifact import Artifact
-from dtkd_edge.benchmarks.accuracy import Candidate, match_labels, measure_accuracy
+from dtkd_edge.benchmarks.accuracy import Candidate, match_labels, measure_accuracy, pair_answer
 from dtkd_edge.benchmarks.answers import UNKNOWN, Answer, Journal, answer
 from dtkd_edge.benchmarks.command import bench
 from dtkd_edge.benchmarks.plan import Data, find_reference
@@ -57,6 +58,17 @@ def test_labels_are_matched_by_name() -> None:
 )
 def test_the_place_of_a_label(logits: list[float], label: int, place: int) -> None:
     assert answer(np.array(logits, np.float32), label).place == place
+
+
+def test_an_action_is_right_where_its_pair_ranks_first() -> None:
+    """Pairs rank by the sum of both logits; a clip of a class that the artefact does not know has no place."""
+    logits = {"verb": np.array([[3.0, 2.5, 0.0]]), "noun": np.array([[1.0, 0.25, -1.9]])}
+    order = sorted(
+        itertools.product(range(3), range(3)), key=lambda pair: -(logits["verb"][0, pair[0]] + logits["noun"][0, pair[1]])
+    )
+    for place, (verb, noun) in enumerate(order):
+        assert pair_answer(logits, {"verb": verb, "noun": noun}).place == place
+    assert pair_answer(logits, {"verb": UNKNOWN, "noun": 0}).place == UNKNOWN
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, calls: int, error: BaseException) -> Callable[[], int]:

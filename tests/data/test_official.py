@@ -28,6 +28,25 @@ def paths(catalogue: Catalogue) -> list[str]:
     return [catalogue.path(i).relative_to(catalogue.root).as_posix() for i in range(len(catalogue))]
 
 
+def test_kinetics_classes_stand_in_the_order_of_torchvisions_heads(tmp_path: Path) -> None:
+    """The recipe's ViT teacher has torchvision's 400 classes untrained, so the order has to be the same, capitals and all."""
+    models = pytest.importorskip("torchvision.models")
+    published = models.get_model_weights("mvit_v2_s").DEFAULT.meta["categories"]
+    shuffled = [published[i] for i in np.random.default_rng(0).permutation(400)]
+    source = trees.video(tmp_path / "clip.mp4", frames=4)
+    rows = ["label,youtube_id,time_start,time_end,split\n"]
+    for i, label in enumerate(shuffled):
+        clip = f"{i:011d}"
+        rows.append(f"{label},{clip},0,10,train\n")
+        folder = tmp_path / "set" / "videos" / "train" / label
+        folder.mkdir(parents=True)
+        (folder / f"{clip}_000000_000010.mp4").hardlink_to(source)
+    trees.text(tmp_path / "set" / "train.csv", "".join(rows))
+    assert opened("kinetics400", tmp_path / "set").classes["action"] == published
+    for other in ("mvit_v1_b", "swin3d_b", "r2plus1d_18", "s3d"):
+        assert models.get_model_weights(other).DEFAULT.meta["categories"] == published
+
+
 def edit(path: Path, line: int, new: str | None) -> int:
     """Replace (or append, line 0) one line, counting from 1."""
     lines = path.read_text().splitlines(keepends=True)

@@ -6,6 +6,7 @@ import torch
 from dtkd_edge.errors import MissingDependency, RecipeError
 from dtkd_edge.models import create_model, fit_clip, list_models
 from dtkd_edge.models.registry import entries
+from dtkd_edge.models.shift import Shift
 
 EXAMPLES = {
     "tsm_*": [("tsm_mobilenetv2_035", 64), ("tsm_resnet18", 64), ("tsm_mobilenetv3_large_100", 64), ("tsm_efficientnet_b0", 64)],
@@ -97,9 +98,25 @@ def test_options_that_no_model_can_have_are_the_recipes_fault(name: str, options
         create_model(name, 3, size=48, **options)  # type: ignore[arg-type]
 
 
-def test_a_network_without_residual_blocks_is_refused() -> None:
-    with pytest.raises(RecipeError, match="no residual block"):
-        create_model("tsm_vgg11", 3)
+NOT_SHIFTED = ("convnext_tiny", "densenet121", "mobilenetv4_conv_small", "ghostnet_100", "mobileone_s0", "repvgg_a0",
+               "resnetv2_50", "res2net50_26w_4s", "dla34", "gernet_s", "fastvit_t8", "vgg11")  # fmt: skip
+SHIFTED = ("resnext50_32x4d", "wide_resnet50_2", "seresnet50", "ecaresnet26t", "regnety_004", "hrnet_w18", "efficientnetv2_rw_t",
+           "tinynet_a", "mnasnet_100", "mixnet_s", "fbnetc_100", "spnasnet_100", "hardcorenas_a")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_SHIFTED)
+def test_a_network_without_residual_blocks_is_refused(name: str) -> None:
+    with torch.device("meta"), pytest.raises(RecipeError, match="no residual block"):
+        create_model(f"tsm_{name}", 3)
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_families_of_residual_blocks_are_shifted(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(f"tsm_{name}", 3, frames=2, size=64).eval()
+        features = model.forward_features(torch.zeros(1, 3, 2, 64, 64))
+    assert {tap: value.shape[1] for tap, value in features.items()} == model.info.taps
+    assert sum(isinstance(module, Shift) for module in model.modules()) >= 4
 
 
 def test_fit_clip_gives_each_network_its_own_view_of_the_same_clip() -> None:

@@ -24,6 +24,7 @@ PUBLISHED = {
     "slowfast_r50_4x16": (256, 34.5, 36.1),
     "slowfast_r50_8x8": (256, 34.5, 65.7),
     # the meta of torchvision's weights; that of Swin3D counts 16 frames, half of its clip
+    "mvit_v1_b": (None, 36.610672, 70.599),
     "mvit_v2_s": (None, 34.537744, 64.224),
     "swin3d_t": (None, 28.158070, 2 * 43.882),
     "swin3d_s": (None, 49.816678, 2 * 82.841),
@@ -44,6 +45,33 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
         model = create_model(name, 400, size=size)
     assert count_parameters(model) == pytest.approx(parameters * 1e6, rel=0.01)
     assert count_macs(model) == pytest.approx(macs * 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "printed"),
+    [
+        ("tsm_mobilenetv2_100", 256, "3.269"),
+        ("tsm_resnet50", 224, "32.88"),
+        ("slowfast_r50_4x16", 256, "36.3"),
+        ("slowfast_r50_8x8", 256, "66.1"),
+    ],
+)
+def test_figures_with_batch_norms_are_ours_and_two_per_value(name: str, size: int, printed: str) -> None:
+    """mmaction2's tool counts so. Its figure of MobileNetV2 is of 256², as docs/models.md says."""
+    values = 0
+
+    def count(_: torch.nn.Module, __: object, out: torch.Tensor) -> None:
+        nonlocal values
+        values += out.numel()
+
+    with torch.device("meta"):
+        model = create_model(name, 400, size=size)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.BatchNorm3d):
+            module.register_forward_hook(count)
+    macs = count_macs(model)
+    assert values > 5e7
+    assert f"{(macs + 2 * values) / 1e9:.{len(printed.partition('.')[2])}f}" == printed
 
 
 def test_counting_changes_nothing_and_needs_no_data() -> None:

@@ -1,6 +1,5 @@
 """torchvision's video networks: their weights come through torchvision's own cache, and give torchvision's own logits."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from dtkd_edge.models.weights import load_weights
 CLIPS = {
     "r2plus1d_18": (4, 32),
     "s3d": (8, 32),
+    "mvit_v1_b": (4, 64),
     "mvit_v2_s": (4, 64),
     "swin3d_t": (4, 64),
     "swin3d_s": (2, 32),
@@ -27,13 +27,16 @@ def reference(name: str, classes: int = 400) -> nn.Module:
     torch.manual_seed(0)
     model = get_model(name, weights=None, num_classes=classes)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm3d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.8, 1.2)
     if name == "s3d":
         model.avgpool = nn.AdaptiveAvgPool3d(1)  # its window is larger than a small clip's features
-    if name == "mvit_v2_s":  # built for 16 × 224²; the grid of patches is what its forward reads
-        model.pos_encoding.temporal_size, model.pos_encoding.spatial_size = 2, (16, 16)
+    if name.startswith("mvit"):  # built for 16 × 224²; the grid of patches is what its forward reads
+        positions = model.pos_encoding
+        positions.temporal_size, positions.spatial_size = 2, (16, 16)
+        if name == "mvit_v1_b":
+            positions.temporal_pos, positions.spatial_pos = (nn.Parameter(torch.randn(n, 96) * 0.02) for n in (2, 16 * 16))
     return model.eval()
 
 
@@ -42,17 +45,17 @@ def ours(name: str, classes: int | dict[str, int] = 400) -> VideoModel:
     return create_model(name, classes, frames=frames, size=size).eval()
 
 
-def into_cache(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def into_cache(name: str, home: Path, monkeypatch: pytest.MonkeyPatch, classes: int = 400) -> nn.Module:
     """What a download leaves: the file under its published name in TORCH_HOME."""
     monkeypatch.setenv("TORCH_HOME", str(home))
-    model = reference(name)
+    model = reference(name, classes)
     file = home / "hub" / "checkpoints" / Path(get_model_weights(name).DEFAULT.url).name
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), file)
     return model
 
 
-@pytest.mark.parametrize("name", [*list(CLIPS)[:4], *(pytest.param(n, marks=pytest.mark.slow) for n in list(CLIPS)[4:])])
+@pytest.mark.parametrize("name", [*list(CLIPS)[:5], *(pytest.param(n, marks=pytest.mark.slow) for n in list(CLIPS)[5:])])
 def test_weights_torchvision_gives_torchvisions_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = into_cache(name, tmp_path, monkeypatch)
     model = ours(name)
@@ -65,6 +68,23 @@ def test_weights_torchvision_gives_torchvisions_logits(name: str, tmp_path: Path
         torch.testing.assert_close(model(clips)["action"], want, atol=1e-5, rtol=1e-5)
     weights = get_model_weights(name).DEFAULT
     assert model.info.mean == tuple(weights.transforms.keywords.get("mean", (0.43216, 0.394666, 0.37645)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_tsm_takes_torchvisions_resnet(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ImageNet: all but its classifier. With a fold larger than any channel count nothing is shifted, and only it is left."""
+    expected = into_cache(name, tmp_path, monkeypatch, classes=1000)
+    model = create_model(f"tsm_{name}", 5, frames=2, size=64, fold=10**6).eval()
+    report = load_weights(model, "torchvision")
+    assert report is not None and report.head_replaced and report.unexpected == ["fc.bias", "fc.weight"]
+    assert report.missing == ["head.linear.action.weight", "head.linear.action.bias"]
+    clips = torch.randn(1, 3, 2, 64, 64)
+    frames = clips[0].transpose(0, 1)
+    theirs = nn.Sequential(*list(expected.children())[:-2])
+    with torch.inference_mode():
+        want = theirs(frames)
+        assert want.std() > 1e-3
+        torch.testing.assert_close(model.forward_features(clips)["final"][0].transpose(0, 1), want, atol=1e-4, rtol=1e-4)
 
 
 def test_another_class_count_replaces_the_head_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,42 +121,3 @@ def load_into(model: VideoModel, theirs: nn.Module) -> list[str]:
     """Missing keys of torchvision's state dict in ours."""
     tensors = model.layouts()["torchvision"](dict(theirs.state_dict()))
     return list(model.load_state_dict(tensors, strict=False).missing_keys)
-
-
-TO_PYSLOWFAST = [
-    (r"^conv_proj", "patch_embed.proj"),
-    (r"^pos_encoding\.class_token", "cls_token"),
-    (r"^head\.1", "head.projection"),
-    (r"attn\.project\.0", "attn.proj"),
-    (r"pool_(\w)\.pool", r"pool_\1"),
-    (r"pool_(\w)\.norm_act\.0", r"norm_\1"),
-    (r"mlp\.0", "mlp.fc1"),
-    (r"mlp\.3", "mlp.fc2"),
-    (r"^(blocks\.\d+)\.project", r"\1.proj"),
-]
-
-
-def test_pyslowfasts_mvit_loads_whole(tmp_path: Path) -> None:
-    expected = reference("mvit_v2_s")
-    published = {}
-    for key, value in expected.state_dict().items():
-        for pattern, replacement in TO_PYSLOWFAST:
-            key = re.sub(pattern, replacement, key)  # noqa: PLW2901
-        published[key] = value[None, None] if key == "cls_token" else value
-    assert {"blocks.1.proj.weight", "blocks.3.attn.norm_k.bias", "blocks.3.attn.pool_v.weight"} <= published.keys()
-    torch.save({"model_state": published}, tmp_path / "MViTv2_S_16x4.pyth")
-    model = ours("mvit_v2_s")
-    report = load_weights(model, str(tmp_path / "MViTv2_S_16x4.pyth"))
-    assert report is not None and report.layout == "PySlowFast" and not report.missing and not report.unexpected
-    clips = torch.randn(1, 3, 4, 64, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(model(clips)["action"], expected(clips), atol=1e-5, rtol=1e-5)
-
-
-def test_mvits_class_token_is_no_feature() -> None:
-    model = ours("mvit_v2_s", 3)
-    with torch.inference_mode():
-        features = model.forward_features(torch.randn(2, 3, 4, 64, 64))
-    assert features["class"].shape == (2, 768, 1, 1, 1)
-    assert features["tokens"].shape == (2, 768, 2, 2, 2)  # 64 / 32
-    assert model.info.last_tap == "tokens"

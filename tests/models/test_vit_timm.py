@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,41 +72,79 @@ def test_what_is_no_vit_is_refused() -> None:
         create_model("vit_huge_x", 3)
 
 
-def hub_repository(cache: Path, repository: str, name: str) -> None:
-    """What a download from the hub leaves in its cache."""
+def hub_repository(
+    cache: Path, repository: str, name: str, file: str = "model.safetensors", classes: int = 10, **config: object
+) -> Path:
+    """What a download from the hub leaves in its cache; the path of its weights. Other files than safetensors are not written."""
     torch.manual_seed(0)
     folder = cache / f"models--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
-    save_file(timm.create_model(name, num_classes=10).state_dict(), snapshot / "model.safetensors")
-    config = {"architecture": name, "num_classes": 10, "pretrained_cfg": {"num_classes": 10, "input_size": [3, 224, 224]}}
-    (snapshot / "config.json").write_text(json.dumps(config))
+    if file == "model.safetensors":
+        save_file(timm.create_model(name, num_classes=classes).state_dict(), snapshot / file)
+    pretrained = {"num_classes": classes, "input_size": [3, 224, 224], **config}
+    (snapshot / "config.json").write_text(
+        json.dumps({"architecture": name, "num_classes": classes, "pretrained_cfg": pretrained})
+    )
+    return snapshot / file
 
 
 LOAD = """
 import sys
+from dtkd_edge.errors import CheckpointError
 from dtkd_edge.models import create_model
 from dtkd_edge.models.weights import load_weights
 for name, size, source in zip(*[iter(sys.argv[1:])] * 3):
-    print(load_weights(create_model(name, 4, frames=2, size=int(size)), source).line())
+    try:
+        print(load_weights(create_model(name, 4, frames=2, size=int(size)), source).line())
+    except CheckpointError as error:
+        print(error)
 """
 
 
 def test_timm_and_the_hub_through_their_cache(tmp_path: Path) -> None:
     """In a process of its own, because the hub's library reads its cache's place when it is imported."""
     hub_repository(tmp_path / "hub", timm.get_pretrained_cfg(NAME).hf_hub_id, NAME)
+    hub_repository(tmp_path / "hub", timm.get_pretrained_cfg("mobilenetv2_050").hf_hub_id, "mobilenetv2_050", classes=1000)
     hub_repository(tmp_path / "hub", "someone/net", "resnet18")
     arguments = [NAME, "64", "timm", NAME, "224", "timm:augreg_in21k_ft_in1k", "tsm_resnet18", "64", "hf-hub:someone/net"]
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    lines = loaded(tmp_path, *arguments, "tsm_mobilenetv2_050", "64", "timm")
+    assert all("0 unexpected, head replaced" in line for line in lines[:2])
+    assert lines[2].startswith("hf-hub:someone/net (timm): ") and "head replaced" in lines[2]
+    # ImageNet's classifier for ours: weight and bias.
+    assert re.fullmatch(r"timm \(timm\): \d+ tensors loaded, 2 missing, 2 unexpected, head replaced", lines[3])
+
+
+def test_code_in_a_repository_of_the_hub_is_never_run(tmp_path: Path) -> None:
+    """timm before 1.0.26 ran that of a repository which names its file."""
+    marker = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return exec, (f"open({str(marker)!r}, 'w').close()",)
+
+    hub = tmp_path / "hub"
+    for file in (
+        hub_repository(hub, "someone/named", "resnet18", "evil.pth", hf_hub_filename="evil.pth"),
+        hub_repository(hub, "someone/usual", "resnet18", "pytorch_model.bin"),
+    ):
+        torch.save({"state_dict": Hostile()}, file)
+    lines = loaded(tmp_path, "tsm_resnet18", "64", "hf-hub:someone/named", "tsm_resnet18", "64", "hf-hub:someone/usual")
+    assert all("hold more than tensors, and code in a file is never run" in line for line in lines)
+    assert not marker.exists()
+
+
+def loaded(home: Path, *arguments: str) -> list[str]:
+    """What LOAD says, with `home` as the hub's folder; one line per name, size, source."""
+    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOAD, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     lines = done.stdout.splitlines()
-    assert len(lines) == 3, done.stderr
-    assert all("0 unexpected, head replaced" in line for line in lines[:2])
-    assert lines[2].startswith("hf-hub:someone/net (timm): ") and "head replaced" in lines[2]
+    assert len(lines) * 3 == len(arguments), done.stderr
+    return lines
 
 
 def test_a_tag_or_repository_that_is_none() -> None:

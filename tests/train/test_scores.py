@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dtkd_edge.train.scores import Scores, pair_ranks, write_confusion
+from dtkd_edge.data.pairs import pair_ranks
+from dtkd_edge.train.scores import Scores, write_confusion
 
 LABELS = [0, 1, 1, 2, 2, 2]
 LOGITS = np.array([[9, 1, 0], [1, 2, 0], [3, 2, 0], [0, 0, 1], [0, 5, 1], [7, 0, 1]], np.float32)

@@ -152,6 +152,23 @@ def test_a_cut_off_checkpoint_is_named(stopped: Path, tmp_path: Path, size: int)
         train("quickstart", overrides=[], out=run, resume=True)
 
 
+def test_code_in_a_checkpoint_is_never_run(stopped: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return exec, (f"open({str(marker)!r}, 'w').close()",)
+
+    run = copy_of(stopped, tmp_path / "run")
+    file = run / "checkpoints" / "student.pt"
+    torch.save({**torch.load(file, weights_only=True), "ema": Hostile()}, file)
+    with pytest.raises(
+        CheckpointError, match=r"student\.pt: not a checkpoint .*it wants to call exec, and code in a file is never"
+    ):
+        train("quickstart", overrides=[], out=run, resume=True)
+    assert not marker.exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
 def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, small: list[str]) -> None:
     disk = tmp_path / "disk"
