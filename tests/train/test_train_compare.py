@@ -13,7 +13,7 @@ from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.errors import UsageError
 from dtkd_edge.files import write_json
 from dtkd_edge.recipe_reader import load
-from dtkd_edge.train.compare import compare, seed_numbers, settings, spread, summarise, table
+from dtkd_edge.train.compare import _check_resplit, compare, seed_numbers, settings, spread, summarise, table
 from dtkd_edge.train.compare_report import compare_page, csv_text
 
 ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
@@ -112,6 +112,7 @@ def test_spread_of_one_value_is_none() -> None:
 
 
 def test_each_seed_may_hold_out_other_clips(small: list[str], tmp_path: Path) -> None:
+    open_split(load("quickstart", small).data, "val")  # writes the set
     overrides = [*small, *ONE_EPOCH, "data.kind=csv", "data.train=train.csv"]
     compare("quickstart", methods="ce", seeds=2, overrides=overrides, out=tmp_path, resplit=True)
     held = []
@@ -121,6 +122,29 @@ def test_each_seed_may_hold_out_other_clips(small: list[str], tmp_path: Path) ->
         catalogue = open_split(recipe.data, "val")
         held.append({catalogue.path(i) for i in range(len(catalogue))})
     assert held[0] != held[1]
-    with pytest.raises(UsageError, match="says itself which clips are for validation"):
+    with pytest.raises(UsageError, match="every seed holds out the same clips"):
         compare("quickstart", methods="ce", overrides=[*overrides, "data.val=val.csv"], out=tmp_path / "fixed", resplit=True)
     assert not (tmp_path / "fixed").exists()
+
+
+def test_what_cannot_be_held_out_anew_is_said(motion_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Segments of one file are different clips; too few groups, generated clips in one folder and a given seed are refused."""
+
+    def sets(lines: list[str]) -> list[str]:
+        (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+        return ["data.kind=csv", f"data.root={tmp_path}", "data.train=all.csv", "teachers.cnn=null", "teachers.vit=null"]
+
+    (tmp_path / "a.mp4").write_bytes(b"1")
+    (tmp_path / "b.mp4").write_bytes(b"2")
+    segments = [f"{name}.mp4,{name},{i},{i + 1}" for name in "ab" for i in range(20)]
+    _check_resplit("quickstart", sets(["path,label,start,end", *segments]), [0, 1])
+    grouped = [f"{name}.mp4,{name},{'large' if i < 18 else 'small'}" for name in "ab" for i in range(20)]
+    with pytest.raises(UsageError, match="too few groups"):
+        _check_resplit("quickstart", sets(["path,label,group", *grouped]), [0, 1, 2])
+    with pytest.raises(UsageError, match="one folder"):
+        _check_resplit("quickstart", [f"data.root={motion_root}"], [0, 1])
+    with pytest.raises(UsageError, match=r"data\.seed"):
+        _check_resplit("quickstart", ["data.seed=7"], [0, 1])
+    capsys.readouterr()
+    _check_resplit("quickstart", ["teachers.cnn.train=null"], [0])
+    assert "teachers.cnn is not trained here" in capsys.readouterr().err
