@@ -134,7 +134,7 @@ def test_a_mistake_in_the_file_is_named_by_line_and_key(text: str, message: str,
 
 
 def test_the_readmes_example_is_read(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
     (tmp_path / "night.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     specs, output = load_matrix(tmp_path / "night.yaml")
     assert output == tmp_path / "night.jsonl" and len(specs) == 2
