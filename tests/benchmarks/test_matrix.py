@@ -133,7 +133,7 @@ def test_a_mistake_in_the_file_is_named_by_line_and_key(text: str, message: str,
     assert str(path) in caught.value.message and "\n" not in caught.value.message
 
 
-def test_the_readmes_example_is_read(tmp_path: Path) -> None:
+def test_the_example_in_the_docs_is_read(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
     (tmp_path / "night.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     specs, output = load_matrix(tmp_path / "night.yaml")
