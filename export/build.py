@@ -82,7 +82,7 @@ def build(
     artifact = Artifact.open(place)
     say(verify.verdict(artifact, part, ms))
     if int8:
-        _say_what_is_faster(request, ms)
+        say_what_is_faster(request, ms)
     say(f"artefact: {place}")
     refuse(artifact, part)
     return artifact, ms
@@ -220,7 +220,8 @@ def _open_float32(float32: Artifact, request: Request, precision: str) -> Backen
     if request.target.name == "openvino":
         from dtkd_edge.export import openvino
 
-        openvino.write_ir(openvino.convert(float32.file(".onnx")), float32.folder, precision="fp32", entries={})
+        if not (float32.folder / "model.xml").exists():  # once: what an open model maps into memory must not be written again
+            openvino.write_ir(openvino.convert(float32.folder / "model.onnx"), float32.folder, precision="fp32", entries={})
         manifest = float32.manifest.model_copy(update={"precision": precision})
         float32 = unfinished(float32.folder, manifest, target="openvino")
     return open_backend(float32, device="cpu", threads=1)
@@ -235,7 +236,7 @@ def _has_bf16(request: Request) -> bool:
     return openvino.has_bf16()
 
 
-def _say_what_is_faster(request: Request, ms: Ms) -> None:
+def say_what_is_faster(request: Request, ms: Ms) -> None:
     """int8 is made for speed: where a float precision is faster on this machine, somebody should hear of it before it ships."""
     faster = [name for name in ("fp32", "bf16") if ms.get(name, float("inf")) < ms.get("here", 0.0)]
     if faster:

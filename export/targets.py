@@ -231,8 +231,13 @@ def check_needs(row: Target, precision: str) -> None:
 def _check_library(module: str, extra: str, needed_by: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingDependency(f"{needed_by} needs {module}, which is not installed", extra=extra)
-    oldest, found = _oldest(module), metadata.version(module)
-    if _numbers(found) < _numbers(oldest):
+    try:
+        found, oldest = metadata.version(module), _oldest(module)
+    except metadata.PackageNotFoundError:  # the module of another distribution, as onnxruntime-gpu brings it: nothing to compare
+        return
+    from dtkd_edge.deploy.backends.tensorrt import version_numbers
+
+    if version_numbers(found) < version_numbers(oldest):
         raise MissingDependency(
             f"{needed_by} needs {module} {oldest} or newer, {found} is installed", f'pip install --upgrade "{module}>={oldest}"'
         )
@@ -244,11 +249,6 @@ def _oldest(package: str) -> str:
         if found := re.match(rf"{re.escape(package)}\s*>=\s*([\d.]+)", line):
             return found[1]
     return "0"
-
-
-def _numbers(version: str) -> list[int]:
-    """The release's numbers, for comparing: 2026.4.1-18723 → [2026, 4, 1]."""
-    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]  # type: ignore[index]
 
 
 def _nearest_precision(asked: str, legal: tuple[str, ...]) -> str:

@@ -1,12 +1,14 @@
 import itertools
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from dtkd_edge.errors import UsageError
+from dtkd_edge.errors import MissingDependency, UsageError
+from dtkd_edge.export.build import say_what_is_faster
 from dtkd_edge.export.support import support_table
-from dtkd_edge.export.targets import HOW, TARGETS, request
+from dtkd_edge.export.targets import HOW, TARGETS, check_needs, request
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 MODES = ("clip", "stream")
@@ -81,3 +83,30 @@ def test_the_support_table_has_a_row_for_each_and_explains_its_words() -> None:
     extras = {extra for row in rows for extra in re.findall(r"`(\w+)`", row[-1] + row[-2])}
     with (Path(__file__).parents[2] / "pyproject.toml").open(encoding="utf-8") as lines:
         assert extras <= {line.partition(" =")[0].strip() for line in lines}
+
+
+def test_a_library_that_is_too_old_is_exit_4_with_the_line_that_upgrades_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = TARGETS["openvino"]
+    check_needs(row, "fp32")
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "2024.6.0-1" if name == "openvino" else real(name))
+    with pytest.raises(MissingDependency, match=r"openvino 2025\.0 or newer, 2024\.6\.0-1 is installed") as caught:
+        check_needs(row, "fp32")
+    assert caught.value.exit_code == 4 and caught.value.hint == 'pip install --upgrade "openvino>=2025.0"'
+
+
+def test_a_module_of_another_distribution_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> str:  # onnxruntime-gpu brings the module onnxruntime
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", unknown)
+    check_needs(TARGETS["onnx"], "fp32")
+
+
+def test_an_int8_that_is_slower_than_a_float_is_said(capsys: pytest.CaptureFixture) -> None:
+    int8 = request("openvino", "int8")
+    say_what_is_faster(int8, {"here": 3.0, "torch": 1.0, "fp32": 4.0, "bf16": 2.0})
+    said = capsys.readouterr().err
+    assert "bf16 takes 2.00 ms, int8 3.00" in said and "--target openvino --precision auto" in said
+    say_what_is_faster(int8, {"here": 1.0, "fp32": 4.0, "bf16": 2.0})
+    assert not capsys.readouterr().err
