@@ -218,6 +218,9 @@ class SddConfig(_Section):
     target: Literal["residual", "vit", "cnn", "both", "shuffled"] = Field(
         "residual", description="φ(ViT) − φ(CNN); one of them, or both; shuffled: residuals of other clips, a control"
     )
+    residual: Literal["fitted", "plain"] = Field(
+        "fitted", description="φ(CNN) as the best linear guess of φ(ViT) from it, or as it is"
+    )
     distance: Literal["mse", "smooth-l1"] = "mse"
     tap: str | None = Field(None, description="student feature the branch reads; none: the model's last tap")
     grid: tuple[_Side, _Side, _Side] = Field((4, 5, 5), description="space-time grid T, H, W that features are pooled to")
@@ -257,6 +260,9 @@ class DistillConfig(_Section):
     kd: float = Field(0.3, ge=0, description="weight of the logits' term, a rival's too")
     sdd: float = Field(2.0, ge=0, description="weight of the branch that predicts the teachers' discrepancy")
     align: float = Field(4.0, ge=0, description="of features: align, fitnet-*, ca-mkd")
+    align_taps: Literal["all", "last"] = Field(
+        "all", description="where the CNN's features are matched: at every stage, paired from the last one back, or at the last"
+    )
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
     weights: DatwConfig = Field(default_factory=DatwConfig)

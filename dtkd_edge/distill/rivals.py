@@ -49,14 +49,21 @@ def label_weights(teacher_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 @full_precision
-def weighted_feature_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """CA-MKD's feature part: mean_b Σ_k ω_bk · mean (pred_k - target_k)², k × `[B, C, T, H, W]`, ω `[B, k]` → scalar.
+def weighted_feature_loss(
+    predictions: Sequence[Sequence[Tensor]], targets: Sequence[Sequence[Tensor]], weights: Tensor
+) -> Tensor:
+    """CA-MKD's feature part: mean_b Σ_k ω_bk · mean over taps and positions of (pred_k - target_k)², for k teachers a list of
+    `[B, C, T, H, W]`, one for each tap, and ω `[B, k]` → scalar.
 
     The reference weighs features by how well the teacher's classifier reads the student's projected ones; here they take ω of the
     logits, and targets of unit variance instead of raw features, so that the weight does not depend on a teacher's scale.
     """
-    errors = [(p - t.detach()).square().flatten(1).mean(1) for p, t in zip(predictions, targets, strict=True)]
-    return (weights.detach() * torch.stack(errors, -1)).sum(-1).mean()
+
+    def error(taps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+        return torch.stack([(p - t.detach()).square().flatten(1).mean(1) for p, t in zip(taps, wanted, strict=True)]).mean(0)
+
+    errors = torch.stack([error(*pair) for pair in zip(predictions, targets, strict=True)], -1)
+    return (weights.detach() * errors).sum(-1).mean()
 
 
 @full_precision

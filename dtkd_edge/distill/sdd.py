@@ -134,9 +134,29 @@ def unit_variance(target: Tensor) -> Tensor:
 
 @torch.no_grad()
 @full_precision
-def residual(vit: Tensor, cnn: Tensor) -> Tensor:
-    """f_res = φ_ViT(f_ViT) - φ_CNN(f_CNN), scaled to unit variance: two `[B, C, T, H, W]` → the same, no gradient."""
-    return unit_variance(vit - cnn)
+def explained(vit: Tensor, cnn: Tensor, ridge: float = 0.01) -> Tensor:
+    """The best linear guess of φ_ViT from φ_CNN at the same place: two `[B, C, T, H, W]` → the same, no gradient.
+
+    A = (Σ c cᵀ + λI)⁻¹ Σ c vᵀ over all places of the batch (of all ranks), λ = ridge times the mean of Σ c cᵀ's diagonal; A c. φ's
+    two projections are random and know nothing of each other, so that their plain difference has all of either teacher in it;
+    A turns the CNN's features to the ViT's axes first.
+    """
+    c, v = _places(cnn).flatten(0, 1), _places(vit).flatten(0, 1)
+    within, across = batch_mean(c.T @ c / len(c)), batch_mean(c.T @ v / len(c))
+    floor = ridge * within.diagonal().mean() + 1e-12
+    # The unchecked form: the checked one would wait for the device, and with the floor there is nothing to check.
+    a = torch.linalg.solve_ex(within + floor * torch.eye(len(within), device=c.device, dtype=c.dtype), across).result
+    return _on_grid((c @ a).unflatten(0, (len(cnn), -1)), cnn.shape[2:])
+
+
+@torch.no_grad()
+@full_precision
+def residual(vit: Tensor, cnn: Tensor, kind: str = "fitted") -> Tensor:
+    """f_res = φ_ViT(f_ViT) - φ_CNN(f_CNN), two `[B, C, T, H, W]` → the same, no gradient.
+
+    fitted: with the best linear guess of φ_ViT for φ_CNN, so that f_res is what the ViT sees and the CNN does not; plain: as is.
+    """
+    return vit - (explained(vit, cnn) if kind == "fitted" else cnn)
 
 
 @full_precision

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
+from dtkd_edge.distill.matching import Matching, Projections, mean_distance, tap_pairs
 from dtkd_edge.distill.methods import RAMPED, find_method, needed_teachers, require_tap, require_teachers, resolve, term_weights
 from dtkd_edge.distill.precision import full_precision
 from dtkd_edge.distill.ranks import gather_batch
@@ -21,8 +22,7 @@ from dtkd_edge.preprocess import JointSampling
 from dtkd_edge.recipe import DistillConfig
 
 ORDER = ("cnn", "vit")  # of teachers wherever they stand in columns
-_PHI_SEED = {"cnn": 1, "vit": 2}  # φ is not in a checkpoint: these numbers must stay
-
+_MATCHED = {"align": ("cnn",), "fitnet-cnn": ("cnn",), "fitnet-vit": ("vit",), "feature": ORDER}  # terms that match features
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -38,18 +38,19 @@ def _aside(build: Callable[[], M]) -> M:
 
 @dataclass
 class TeacherOutput:
-    """What a teacher says about a batch: `logits` `{head: [B, K]}`; of its last tap, in float32, `features` `[B, C, T, H, W]`,
-    pooled to `branch.grid` where it is finer, and `pooled` `[B, C]`, the mean of all of it (the cells of a grid may overlap)."""
+    """What a teacher says about a batch: `logits` `{head: [B, K]}`; `features` by tap, the last one first, in float32
+    `[B, C, T, H, W]`, pooled to `branch.grid` where they are finer; `pooled` `[B, C]`, the mean of all of the last tap (the cells
+    of a grid may overlap)."""
 
     logits: dict[str, Tensor]
-    features: Tensor
+    features: dict[str, Tensor]
     pooled: Tensor
 
 
 class DistillationTask(nn.Module):
     """Loss of a student under `config.method`; wraps all that trains, and nothing that does not.
 
-    student:  a submodule, with `student.` before its keys. Whatever else is in the state dict (`branch.`, `align.`, `matching.`,
+    student:  a submodule, with `student.` before its keys. Whatever else is in the state dict (`branch.`, `matching.`,
               `stages.`) is for training only.
     teachers: "cnn" and "vit", or those of them that the method reads. They are frozen here, stay in eval mode, move along with
               `.to()`, and are neither in `state_dict()` nor in `parameters()`.
@@ -92,29 +93,28 @@ class DistillationTask(nn.Module):
 
     def _build(self) -> None:
         options, taps = self.config.branch, self.student.info.taps
-        channels, grid = taps[self.tap], options.grid
-        projected = {"sdd", "align", "feature", "fitnet-vit", "fitnet-cnn"} & set(self.weights)
-        self.phi = nn.ModuleDict()
-        if projected:
-            for name, teacher in self._teachers.items():
-                width = teacher.info.taps[teacher.info.last_tap]
-                self.phi[name] = sdd.FixedProjection(width, options.channels, grid, _PHI_SEED[name])
+        pairs = {name: tap_pairs(self.student.info, t.info, name, self.config) for name, t in self._teachers.items()}
+        matched = {name for term in self.weights for name in _MATCHED.get(term, ())}
+        # All that a cache keeps, so that other methods find it there too; and of that what this method reads.
+        self.stored_taps = {name: list(pair.values()) for name, pair in pairs.items()}
+        last = int("sdd" in self.weights)
+        self.read_taps = {name: all_of if name in matched else all_of[:last] for name, all_of in self.stored_taps.items()}
+        info, config = self.student.info, self.config
+        self.phi = nn.ModuleDict(
+            {n: Projections(n, self._teachers[n].info, read, config) for n, read in self.read_taps.items() if read}
+        )
         if "sdd" in self.weights:
             self.branch = _aside(
                 lambda: sdd.StructureDiscrepancyBranch(
-                    channels,
+                    taps[self.tap],
                     options.channels * (2 if options.target == "both" else 1),
                     hidden=options.hidden,
-                    grid=grid,
+                    grid=options.grid,
                     non_local=options.non_local,
                     squeeze_excite=options.squeeze_excite,
                 )
             )
-        if "align" in self.weights:
-            self.align = _aside(lambda: sdd.Alignment(channels, options.channels, grid))
-        matched = [n for n in ORDER if f"fitnet-{n}" in self.weights or "feature" in self.weights]
-        if matched:
-            self.matching = nn.ModuleDict({n: _aside(lambda: sdd.Alignment(channels, options.channels, grid)) for n in matched})
+        self.matching = nn.ModuleDict({n: _aside(partial(Matching, info, pairs[n], config)) for n in ORDER if n in matched})
         if "ofa" in self.weights:
             heads = self.student.heads
             stages = {tap: _aside(partial(rivals.StageLogits, width, heads)) for tap, width in taps.items()}
@@ -138,16 +138,18 @@ class DistillationTask(nn.Module):
         return fit_clip(frames, network.info)
 
     @torch.no_grad()  # and not inference_mode: its tensors may not be saved for the student's backward
-    def teach(self, frames: Tensor, only: Collection[str] = ORDER) -> dict[str, TeacherOutput]:
-        """Outputs of the teachers that the method reads for uint8 RGB `[B, T, H, W, 3]`, under the ambient autocast."""
+    def teach(self, frames: Tensor, only: Collection[str] = ORDER, *, to_store: bool = False) -> dict[str, TeacherOutput]:
+        """Outputs of the teachers that the method reads for uint8 RGB `[B, T, H, W, 3]`, under the ambient autocast; to_store:
+        with the taps that other methods read, too."""
         taught = {}
         for name, teacher in self._teachers.items():
             if name not in only:
                 continue
             features = teacher.forward_features(self.clips(frames, teacher))
-            tap = features[teacher.info.last_tap].float()
-            read = sdd.shrink_to_grid(tap, self.config.branch.grid)
-            taught[name] = TeacherOutput(teacher.forward_head(features), read, tap.mean((2, 3, 4)))
+            wanted = (self.stored_taps if to_store else self.read_taps)[name]
+            read = {tap: sdd.shrink_to_grid(features[tap].float(), self.config.branch.grid) for tap in wanted}
+            pooled = features[teacher.info.last_tap].float().mean((2, 3, 4))
+            taught[name] = TeacherOutput(teacher.forward_head(features), read, pooled)
         return taught
 
     def forward(
@@ -266,24 +268,25 @@ class DistillationTask(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The terms on features and relations, and the variance of the branch's target."""
         active, kind = self.weights, self.config.branch.distance
-        # Pooled once, as far as that makes it smaller, for the branch and the alignments, which all read the same grid.
-        read = sdd.shrink_to_grid(features[self.tap], self.config.branch.grid) if len(self.phi) else features[self.tap]
-        phi = {name: self.phi[name](taught[name].features) for name in self.phi if name in taught}
+        matching, projections = cast(Mapping[str, Matching], self.matching), cast(Mapping[str, Projections], self.phi)
+        # Pooled once, as far as that makes it smaller, for the branch and the projections, which all read the same grid.
+        wanted = {tap for match in matching.values() for tap in match.pairs} | ({self.tap} if "sdd" in active else set())
+        read = {tap: sdd.shrink_to_grid(features[tap], self.config.branch.grid) for tap in wanted}
+        phi = {name: project(taught[name].features) for name, project in projections.items()}
+        pairs = {name: match(read, phi[name]) for name, match in matching.items()}
         terms: dict[str, Tensor] = {}
         residual_var = None
         if "sdd" in active:
-            raw = self._sdd_target(phi)
+            raw = self._sdd_target({name: next(iter(taps.values())) for name, taps in phi.items()})
             residual_var = sdd.variance(raw)
-            terms["sdd"] = sdd.feature_distance(self.branch(read), sdd.unit_variance(raw), kind)
-        if "align" in active:
-            terms["align"] = sdd.feature_distance(self.align(read), sdd.unit_variance(phi["cnn"]), kind)
-        for name in ORDER:
-            if f"fitnet-{name}" in active:
-                target = sdd.unit_variance(phi[name])
-                terms[f"fitnet-{name}"] = sdd.feature_distance(self.matching[name](read), target, kind)
+            terms["sdd"] = sdd.feature_distance(self.branch(read[self.tap]), sdd.unit_variance(raw), kind)
+        for term in ("align", "fitnet-cnn", "fitnet-vit"):
+            if term in active:
+                predictions, targets = pairs[_MATCHED[term][0]]
+                terms[term] = mean_distance(predictions, targets, kind)
         if "feature" in active and omega is not None:
-            targets = [sdd.unit_variance(phi[name]) for name in ORDER]
-            terms["feature"] = rivals.weighted_feature_loss([self.matching[name](read) for name in ORDER], targets, omega)
+            both = [pairs[name] for name in ORDER]
+            terms["feature"] = rivals.weighted_feature_loss([p for p, _ in both], [t for _, t in both], omega)
         if "rkd" in active:
             relation = self.config.relation
             sources = ORDER if relation.source == "both" else (relation.source,)
@@ -302,5 +305,5 @@ class DistillationTask(nn.Module):
             return torch.cat([phi[name] for name in ORDER], 1)
         if kind in ORDER:
             return phi[kind]
-        difference = phi["vit"] - phi["cnn"]
+        difference = sdd.residual(phi["vit"], phi["cnn"], self.config.branch.residual)
         return difference.roll(1, 0) if kind == "shuffled" else difference

@@ -227,7 +227,7 @@ class Inputs:
             return {key: value[:count] for key, value in values.items()}
 
         taught = self.taught and {
-            n: TeacherOutput(cut(t.logits), t.features[:count], t.pooled[:count]) for n, t in self.taught.items()
+            n: TeacherOutput(cut(t.logits), cut(t.features), t.pooled[:count]) for n, t in self.taught.items()
         }
         shared = self.shared and (cut(self.shared[0]), self.shared[1])
         return Inputs(self.frames[:count], cut(self.labels), taught, shared, self.progress)

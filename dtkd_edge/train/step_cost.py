@@ -97,7 +97,7 @@ def measure(
     said = [
         value
         for output in everything.teach(frames[:2]).values()
-        for value in (output.features, output.pooled, *output.logits.values())
+        for value in (*output.features.values(), output.pooled, *output.logits.values())
     ]
     sizes = {"clip": frames[0].numel(), "stored": sum(2 * value[0].numel() + 4 for value in said)}
     return seconds, sizes

@@ -5,7 +5,7 @@ each clip and not a new one in every epoch; in return the teachers run V times o
 of methods compared.
 
 FOLDER/TEACHER-KEY/view-V/
-    features.npy          float16 [clips, C, T', H', W'], the last tap on the branch's grid; memory-mapped when read
+    tap-TAP.npy           float16 [clips, C, T', H', W'], a tap on the branch's grid; memory-mapped when read
     pooled.npy            float16 [clips, C], the mean of all of the last tap
     head-HEAD.npy         float16 [clips, K], the logits
     ….scale.npy           float32 [clips], what a clip's values are to be multiplied by: half precision then neither overflows
@@ -20,7 +20,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -42,7 +42,7 @@ from dtkd_edge.models.base import VideoModel
 from dtkd_edge.train.engine import Engine
 
 FILL_BATCH = 32
-SCALE = ".scale"
+SCALE, HEAD, TAP = ".scale", "head-", "tap-"
 Array = NDArray[Any]
 
 
@@ -64,7 +64,9 @@ class TeacherCache:
         # Per teacher, so that a method that reads one of the two finds what a method that reads both has stored; in dense
         # sampling only where both teachers read the same frames: a clip is placed by the longest network that reads it.
         made_with = (engine.precision, task.config.branch.grid)
-        self.folders = {name: folder / f"{name}-{cache_key(t, data, *made_with)}" for name, t in task.teachers.items()}
+        self.folders = {
+            name: folder / f"{name}-{cache_key(t, data, *made_with, task.stored_taps[name])}" for name, t in task.teachers.items()
+        }
         self._view = -1
         self._maps: dict[str, dict[str, Array]] = {}
 
@@ -87,13 +89,13 @@ class TeacherCache:
         self._view = view
 
     def read(self, index: Tensor) -> dict[str, TeacherOutput]:
-        """The teachers' outputs for clips by number `[B]`, in float32 on the device."""
+        """What the method reads of the teachers' outputs for clips by number `[B]`, in float32 on the device."""
         numbers = index.numpy()
         taught = {}
         for name, arrays in self._maps.items():
-            there = {key: self._value(arrays, key, numbers) for key in arrays if not key.endswith(SCALE)}
-            features, pooled = there.pop("features"), there.pop("pooled")
-            taught[name] = TeacherOutput({key.removeprefix("head-"): value for key, value in there.items()}, features, pooled)
+            heads = {key: self._value(arrays, HEAD + key, numbers) for key in self.task.student.heads}
+            taps = {tap: self._value(arrays, TAP + tap, numbers) for tap in self.task.read_taps[name]}
+            taught[name] = TeacherOutput(heads, taps, self._value(arrays, "pooled", numbers))
         return taught
 
     def _value(self, arrays: Mapping[str, Array], key: str, numbers: Array) -> Tensor:
@@ -134,9 +136,10 @@ class TeacherCache:
         """Clip numbers and what the teacher says of them, batch by batch."""
         for batch in self._batches(loader, view):
             with self.engine.autocast():
-                output = self.task.teach(batch["frames"].to(self.device), only={name})[name]
-            logits = {f"head-{head}": value for head, value in output.logits.items()}
-            yield batch["index"].numpy(), {"features": output.features, "pooled": output.pooled, **logits}
+                output = self.task.teach(batch["frames"].to(self.device), only={name}, to_store=True)[name]
+            heads = {HEAD + head: value for head, value in output.logits.items()}
+            taps = {TAP + tap: value for tap, value in output.features.items()}
+            yield batch["index"].numpy(), {**taps, "pooled": output.pooled, **heads}
 
     def _make_files(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Empty arrays on disk, after a look at the room for all views: not when hours were spent on the first ones."""
@@ -162,9 +165,11 @@ class TeacherCache:
             self.data.set_epoch(before)
 
 
-def cache_key(teacher: VideoModel, data: ClipDataset, precision: str = "fp32", grid: Grid = (4, 5, 5)) -> str:
+def cache_key(
+    teacher: VideoModel, data: ClipDataset, precision: str = "fp32", grid: Grid = (4, 5, 5), taps: Sequence[str] = ()
+) -> str:
     """16 hex digits that change with whatever the stored outputs depend on."""
-    digest = hashlib.sha256(f"3 {precision} {grid}".encode())
+    digest = hashlib.sha256(f"4 {precision} {grid} {list(taps)}".encode())
     for name, value in teacher.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

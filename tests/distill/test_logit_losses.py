@@ -116,10 +116,14 @@ def test_rival_weights_equal_their_statements(logits):
 
 
 def test_weighted_feature_loss_equals_its_statement():
-    predictions, targets = torch.randn(2, 2, 3, 4, 1, 2, 2, dtype=torch.float64)
+    predictions, targets = torch.randn(
+        2, 3, 3, 4, 1, 2, 2, dtype=torch.float64
+    )  # of the second teacher one tap, of the first two
     weights = torch.rand(3, 2, dtype=torch.float64)
-    want = sum(weights[b, k] * ((predictions[k, b] - targets[k, b]) ** 2).mean() for b in range(3) for k in range(2)) / 3
-    assert weighted_feature_loss(list(predictions), list(targets), weights).item() == pytest.approx(want.item(), rel=1e-12)
+    error = [[((predictions[tap, b] - targets[tap, b]) ** 2).mean() for tap in range(3)] for b in range(3)]
+    want = sum(weights[b, 0] * (error[b][0] + error[b][1]) / 2 + weights[b, 1] * error[b][2] for b in range(3)) / 3
+    got = weighted_feature_loss([predictions[:2], predictions[2:]], [targets[:2], targets[2:]], weights)
+    assert got.item() == pytest.approx(want.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -11,7 +11,7 @@ import torch
 from dtkd_edge.distill.ranks import batch_mean, gather_batch
 from dtkd_edge.distill.rivals import dist_loss
 from dtkd_edge.distill.rkd import relational_loss
-from dtkd_edge.distill.sdd import FixedProjection, feature_distance, unit_variance
+from dtkd_edge.distill.sdd import FixedProjection, feature_distance, residual, unit_variance
 
 
 def rkd(student, teacher):
@@ -23,8 +23,8 @@ def dist(student, teacher):
 
 
 def sdd(student, teacher):
-    phi = FixedProjection(6, 3, (1, 1, 1), seed=1)(teacher.view(-1, 6, 1, 1, 1))
-    return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variance(phi))
+    cnn, vit = (FixedProjection(3, 3, (1, 1, 1), seed)(t.reshape(-1, 3, 1, 1, 1)) for seed, t in enumerate(teacher.split(3, 1)))
+    return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variance(residual(vit, cnn)))
 
 
 def test_nothing_changes_in_one_process():

@@ -13,6 +13,7 @@ from dtkd_edge.distill.sdd import (
     FixedProjection,
     NonLocal3d,
     StructureDiscrepancyBranch,
+    explained,
     feature_distance,
     orthonormal,
     residual,
@@ -90,7 +91,7 @@ def test_autocast_leaves_the_grid_of_float32_features_alone():
 def test_constant_features_give_zero_not_nan(x):
     phi = FixedProjection(3, 4, (2, 2, 2), seed=0)
     assert torch.equal(phi(x), torch.zeros(x.shape[0], 4, 2, 2, 2))
-    target = residual(phi(x), phi(x))
+    target = unit_variance(residual(phi(x), phi(x)))
     assert torch.equal(target, torch.zeros_like(target)) and variance(target) == 0
     pred = torch.randn_like(target).requires_grad_()
     for kind in ("mse", "smooth-l1"):
@@ -120,12 +121,36 @@ def test_half_precision_features_are_projected_in_float32():
         assert torch.equal(phi(x), want)
 
 
-def test_the_residual_is_a_difference_of_unit_variance():
+def test_the_plain_residual_is_a_difference():
     vit, cnn = torch.randn(2, 3, 4, 2, 3, 3, dtype=torch.float64) * 5
-    got = residual(vit, cnn).numpy()
-    want = (vit - cnn).numpy()
-    assert np.allclose(got, want / want.std())
+    assert torch.equal(residual(vit, cnn, "plain"), vit - cnn)
     assert not residual(vit.requires_grad_(), cnn).requires_grad
+
+
+def test_the_fitted_residual_is_what_least_squares_leave():
+    cnn = torch.randn(5, 4, 2, 3, 3, dtype=torch.float64)
+    vit = torch.einsum("dc,bcthw->bdthw", torch.randn(6, 4, dtype=torch.float64), cnn) + torch.randn(5, 6, 2, 3, 3).double()
+
+    def rows(x):
+        return np.moveaxis(x.numpy(), 1, -1).reshape(-1, x.shape[1])
+
+    coefficients, *_ = np.linalg.lstsq(rows(cnn), rows(vit), rcond=None)
+    left = vit - explained(vit, cnn, ridge=0.0)
+    assert np.allclose(rows(left), rows(vit) - rows(cnn) @ coefficients, atol=1e-9)
+    assert np.abs(rows(left).T @ rows(cnn)).max() < 1e-9  # nothing in it that the CNN's features tell
+    # With a ridge it is the least squares of data with √λ·I below, for targets of 0.
+    level = 0.01 * np.trace(rows(cnn).T @ rows(cnn)) / 4
+    padded, wanted = np.vstack([rows(cnn), level**0.5 * np.eye(4)]), np.vstack([rows(vit), np.zeros((4, 6))])
+    coefficients, *_ = np.linalg.lstsq(padded, wanted, rcond=None)
+    assert np.allclose(rows(residual(vit, cnn)), rows(vit) - rows(cnn) @ coefficients, atol=1e-9)
+
+
+def test_a_vit_that_knows_no_more_than_the_cnn_leaves_nothing():
+    """Its own φ does not matter then; the plain difference of the two projections is as large as ever."""
+    features = torch.randn(4, 6, 2, 3, 3)
+    vit, cnn = FixedProjection(6, 4, (2, 3, 3), 2)(features), FixedProjection(6, 6, (2, 3, 3), 1)(features)
+    assert variance(residual(vit, cnn)) < 1e-3 * variance(vit)
+    assert variance(residual(vit, cnn[:, :4], "plain")) > variance(vit)
 
 
 def test_distances_equal_their_statements():
@@ -204,7 +229,7 @@ def test_the_branch_learns_a_residual_that_is_in_the_features():
         losses = []
         for _ in range(60):
             cnn, vit = torch.randn(2, 16, 6, 2, 3, 3)
-            target = residual(phi_vit(vit), phi_cnn(cnn)).roll(shift, 0)
+            target = unit_variance(residual(phi_vit(vit), phi_cnn(cnn), "plain")).roll(shift, 0)
             loss = feature_distance(branch(torch.cat([cnn, vit], 1)), target)
             optimizer.zero_grad()
             loss.backward()

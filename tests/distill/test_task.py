@@ -13,7 +13,8 @@ from dtkd_edge.models import create_model, fit_clip
 from dtkd_edge.recipe import DistillConfig
 
 HEADS = {"verb": 3, "noun": 5}
-LEARNED_ELSEWHERE = ("branch.", "align.", "matching.", "stages.")
+VIT_TAP = create_model("vit_tubelet_tiny", {"action": 2}, size=48).info.last_tap
+LEARNED_ELSEWHERE = ("branch.", "matching.", "stages.")
 
 
 def student(heads=None, **options):
@@ -82,19 +83,42 @@ def test_the_terms_of_dtkd_are_the_losses_of_this_room():
         ce.append(torch.nn.functional.cross_entropy(z, labels[head]))
         divergence.append(kd.kd_loss(z, datw.fused_logits(both, omega), 4.0))
         omegas.append(omega)
-    features = copy.deepcopy(task.student).forward_features(fit_clip(frames, task.student.info))["stage3"]
-    phi = {name: task.phi[name](taught[name].features) for name in taught}
+    student_taps = copy.deepcopy(task.student).forward_features(fit_clip(frames, task.student.info))
+    features = student_taps["stage3"]
+    phi = {name: task.phi[name][last](taught[name].features[last]) for name, last in (("cnn", "stage3"), ("vit", VIT_TAP))}
+    left = phi["vit"] - sdd.explained(phi["vit"], phi["cnn"])
+    stages = ["stage1", "stage2", "stage3"]  # the same names in both here
+    projected = {tap: task.matching["cnn"].project[tap](student_taps[tap]) for tap in stages}
+    targets = {tap: sdd.unit_variance(task.phi["cnn"][tap](taught["cnn"].features[tap])) for tap in stages}
     want = {
         "ce": sum(ce) / 2,
         "kd": sum(divergence) / 2,
-        "sdd": sdd.feature_distance(task.branch(features), sdd.residual(phi["vit"], phi["cnn"])),
-        "align": sdd.feature_distance(task.align(features), sdd.unit_variance(phi["cnn"])),
+        "sdd": sdd.feature_distance(task.branch(features), sdd.unit_variance(left)),
+        "align": sum(((projected[tap] - targets[tap]) ** 2).mean() / targets[tap].var(correction=0) for tap in stages) / 3,
         "rkd": rkd.relational_loss(features.mean((2, 3, 4)), taught["vit"].pooled),
     }
     for name, value in want.items():
         assert out["terms"][name].item() == pytest.approx(value.item(), rel=1e-4), name
     assert torch.allclose(out["omega"], sum(omegas) / 2)
-    assert out["residual_var"].item() == pytest.approx((phi["vit"] - phi["cnn"]).var((0, 2, 3, 4), correction=0).mean().item())
+    assert out["residual_var"].item() == pytest.approx(left.var((0, 2, 3, 4), correction=0).mean().item())
+
+
+def test_stages_of_the_cnn_are_paired_from_the_last_one_back():
+    wide = {**teachers(), "cnn": create_model("x3d_xs", HEADS, size=40)}
+    task = DistillationTask(student(), wide, config())
+    assert task.matching["cnn"].pairs == {"stage3": "conv5", "stage2": "res5", "stage1": "res4"}
+    assert list(task.teach(batch()[0])["cnn"].features) == ["conv5", "res5", "res4"]
+    task(*batch())["loss"].backward()
+    for tap in ("stage1", "stage2", "stage3"):
+        assert task.matching["cnn"].project[tap].project.weight.grad.abs().sum() > 0
+
+    last = DistillationTask(student(), wide, config(align_taps="last"))
+    assert last.matching["cnn"].pairs == {"stage3": "conv5"}
+    rival = DistillationTask(student(), wide, config("ca-mkd"))
+    assert rival.matching["vit"].pairs == {"stage3": VIT_TAP} and len(rival.matching["cnn"].pairs) == 3
+    apart = DistillationTask(student(), wide, config("kd-cnn"))  # reads no features, and keeps them for the methods that do
+    assert list(apart.teach(batch()[0])["cnn"].features) == []
+    assert list(apart.teach(batch()[0], to_store=True)["cnn"].features) == ["conv5", "res5", "res4"]
 
 
 def test_relations_read_the_mean_of_the_whole_tap_where_the_grids_cells_overlap():
@@ -105,7 +129,7 @@ def test_relations_read_the_mean_of_the_whole_tap_where_the_grids_cells_overlap(
         tap = teacher.forward_features(fit_clip(frames, teacher.info))[teacher.info.last_tap].detach()
         assert any(side % cells for side, cells in zip(tap.shape[2:], (3, 2, 2), strict=True))
         assert torch.allclose(said.pooled, tap.mean((2, 3, 4)), atol=1e-6)
-        assert not torch.allclose(said.pooled, said.features.mean((2, 3, 4)), atol=1e-4)
+        assert not torch.allclose(said.pooled, said.features[teacher.info.last_tap].mean((2, 3, 4)), atol=1e-4)
 
 
 def test_omega_columns_are_cnn_then_vit():
@@ -156,13 +180,15 @@ def test_teachers_are_frozen_and_kept_out():
         assert not teacher.training and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
         assert all(torch.equal(value, before[name][key]) for key, value in teacher.state_dict().items())
     outputs = task.teach(batch()[0]).values()
-    assert not any(t.requires_grad or t.is_inference() for o in outputs for t in (o.features, o.pooled, *o.logits.values()))
+    assert not any(
+        t.requires_grad or t.is_inference() for o in outputs for t in (*o.features.values(), o.pooled, *o.logits.values())
+    )
 
 
 def test_teachers_move_with_the_task():
     task = DistillationTask(student(), both := teachers(), config()).to("meta")
     assert {p.device.type for name in both for p in both[name].parameters()} == {"meta"}
-    assert task.phi["vit"].matrix.device.type == "meta"
+    assert task.phi["vit"][VIT_TAP].matrix.device.type == "meta"
 
 
 def test_a_state_dict_comes_back_into_a_new_task():
@@ -238,7 +264,9 @@ def test_a_cache_may_hold_half_precision():
     task = DistillationTask(student(dropout=0.0), teachers(), config())
     taught = task.teach(frames)
     halves = {
-        name: TeacherOutput({h: z.half() for h, z in o.logits.items()}, o.features.half(), o.pooled.half())
+        name: TeacherOutput(
+            {h: z.half() for h, z in o.logits.items()}, {tap: f.half() for tap, f in o.features.items()}, o.pooled.half()
+        )
         for name, o in taught.items()
     }
     assert task(frames, labels, taught=halves)["loss"].item() == pytest.approx(

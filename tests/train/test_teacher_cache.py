@@ -29,6 +29,7 @@ from dtkd_edge.train.teacher_cache import TeacherCache, cache_key
 
 HEADS = {"action": 8}
 CPU = Engine("cpu")
+VIT_TAP = create_model("vit_tubelet_tiny", HEADS, size=24).info.last_tap
 
 
 @pytest.fixture
@@ -63,13 +64,16 @@ def test_what_is_read_is_what_the_teachers_say_of_that_view(
     for name, said in task.teach(frames).items():
         read = taught[name]
         for stored, live in (
-            (read.features, said.features), (read.pooled, said.pooled), (read.logits["action"], said.logits["action"]),
-        ):  # fmt: skip
+            *zip(read.features.values(), said.features.values(), strict=True),
+            (read.pooled, said.pooled),
+            (read.logits["action"], said.logits["action"]),
+        ):
             largest = live.abs().flatten(1).amax(1).view(-1, *[1] * (live.ndim - 1))
             torch.testing.assert_close(stored / largest, live / largest, atol=5e-4, rtol=0)  # eps of float16 / 2
-        assert taught[name].features.dtype == torch.float32
+        assert list(read.features) == list(said.features) == (["stage3", "stage2", "stage1"] if name == "cnn" else [VIT_TAP])
+        assert all(value.dtype == torch.float32 for value in read.features.values())
     other = torch.stack([data.item(int(i), epoch + 1)["frames"] for i in index])
-    assert not torch.allclose(taught["vit"].features, task.teach(other)["vit"].features, atol=2e-2)
+    assert not torch.allclose(taught["vit"].features[VIT_TAP], task.teach(other)["vit"].features[VIT_TAP], atol=2e-2)
 
 
 def test_each_view_is_asked_for_once_and_every_process_reads_it(
@@ -78,9 +82,9 @@ def test_each_view_is_asked_for_once_and_every_process_reads_it(
     asked: list[int] = []
     teach = task.teach
 
-    def counted(frames: torch.Tensor, only: set[str]) -> object:
+    def counted(frames: torch.Tensor, only: set[str], to_store: bool) -> object:
         asked.append(len(frames))
-        return teach(frames, only)
+        return teach(frames, only, to_store=to_store)
 
     monkeypatch.setattr(task, "teach", counted)
     cache = TeacherCache(tmp_path, task, dataset(clips), CPU, 0)
@@ -92,7 +96,7 @@ def test_each_view_is_asked_for_once_and_every_process_reads_it(
     assert sum(asked) == 2 * 2 * len(clips)
     cache.set_epoch(7)
     one, other = cache.read(torch.arange(4)), again.read(torch.arange(4))
-    assert torch.equal(one["vit"].features, other["vit"].features)
+    assert torch.equal(one["vit"].features[VIT_TAP], other["vit"].features[VIT_TAP])
 
 
 def test_the_key_is_of_all_that_the_outputs_depend_on(task: DistillationTask, clips: Catalogue, tmp_path: Path) -> None:
@@ -105,6 +109,7 @@ def test_the_key_is_of_all_that_the_outputs_depend_on(task: DistillationTask, cl
         cache_key(cnn, dataset(clips, low=0.7)),
         cache_key(cnn, dataset(clips), "bf16"),
         cache_key(cnn, dataset(clips), "fp32", (2, 5, 5)),
+        cache_key(cnn, dataset(clips), taps=["stage3"]),
         cache_key(cnn, dataset(clips.subset(range(39)))),
     ]
     changed = create_model("tsm_tiny", HEADS, frames=8, size=24, width=8)
@@ -130,7 +135,7 @@ def test_a_broken_clip_has_no_output(tmp_path: Path, task: DistillationTask, cli
     here.path(5).write_bytes(b"")
     cache = TeacherCache(tmp_path / "cache", task, dataset(here), CPU, 0)
     cache.set_epoch(0)
-    features = cache.read(torch.arange(16))["cnn"].features.flatten(1)
+    features = cache.read(torch.arange(16))["cnn"].features["stage3"].flatten(1)
     assert features[5].isnan().all() and not features[[*range(5), *range(6, 16)]].isnan().any()
 
 
@@ -140,12 +145,12 @@ def test_a_stop_while_a_view_is_filled_leaves_no_half_of_it(
     calls = 0
     teach = task.teach
 
-    def breaks(frames: torch.Tensor, only: set[str]) -> object:
+    def breaks(frames: torch.Tensor, only: set[str], to_store: bool) -> object:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return teach(frames, only)
+        return teach(frames, only, to_store=to_store)
 
     monkeypatch.setattr(task, "teach", breaks)
     cache = TeacherCache(tmp_path, task, dataset(clips), CPU, 0)
@@ -153,7 +158,7 @@ def test_a_stop_while_a_view_is_filled_leaves_no_half_of_it(
         cache.set_epoch(0)
     assert not list(tmp_path.rglob("*.npy"))
     cache.set_epoch(0)
-    assert cache.read(torch.arange(len(clips)))["vit"].features.isfinite().all()
+    assert cache.read(torch.arange(len(clips)))["vit"].features[VIT_TAP].isfinite().all()
 
 
 class Stop(Exception): ...

@@ -1,0 +1,64 @@
+"""Where features meet: which tap of a student is held against which tap of a teacher.
+
+A CNN teacher of the student's kind has the student's stages, so that each of them can be matched; a ViT has none, only its last
+tap. Matching several stages is almost as old as distillation of features (Zagoruyko and Komodakis, ICLR 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dtkd_edge.distill import sdd
+from dtkd_edge.models.base import ModelInfo
+from dtkd_edge.recipe import DistillConfig
+
+_PHI_SEED = {"cnn": 1, "vit": 2}  # φ is not in a checkpoint: these numbers must stay
+_STAGE_SEED = 10  # of φ one stage before the last, and so on
+
+
+def tap_pairs(student: ModelInfo, teacher: ModelInfo, name: str, config: DistillConfig) -> dict[str, str]:
+    """Student's tap → tap of the teacher "cnn" or "vit", last ones first. With `align_taps: all`, the stages of a CNN pair from
+    the last one back, as many as the network with fewer has."""
+    ours, theirs = list(student.taps)[::-1], list(teacher.taps)[::-1]
+    pairs = dict(zip(ours, theirs, strict=False))
+    return pairs if name == "cnn" and config.align_taps == "all" else {ours[0]: theirs[0]}
+
+
+class Projections(nn.ModuleDict):
+    """φ of one teacher, by the names of its taps; no parameters, nothing in a checkpoint."""
+
+    def __init__(self, name: str, teacher: ModelInfo, taps: list[str], config: DistillConfig) -> None:
+        super().__init__()
+        options = config.branch
+        for number, tap in enumerate(taps):
+            seed = _STAGE_SEED + number if number else _PHI_SEED[name]
+            self[tap] = sdd.FixedProjection(teacher.taps[tap], options.channels, options.grid, seed)
+
+    def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Taps `[B, C, T, H, W]` → φ of them `[B, channels, *grid]`, the last one first."""
+        return {tap: project(features[tap]) for tap, project in self.items()}
+
+
+class Matching(nn.Module):
+    """P of every pair of taps: a 1×1×1 convolution of the student's features that is to give φ of the teacher's. Never
+    exported."""
+
+    def __init__(self, student: ModelInfo, pairs: Mapping[str, str], config: DistillConfig) -> None:
+        super().__init__()
+        options = config.branch
+        self.pairs = dict(pairs)
+        self.project = nn.ModuleDict({t: sdd.Alignment(student.taps[t], options.channels, options.grid) for t in pairs})
+
+    def forward(self, student: Mapping[str, Tensor], phi: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Taps of the student `[B, C, T, H, W]` and φ of the teacher's by tap → predictions and targets of unit variance, a pair
+        of `[B, channels, *grid]` for each pair of taps."""
+        predictions = [self.project[ours](student[ours]) for ours in self.pairs]
+        return predictions, [sdd.unit_variance(phi[theirs]) for theirs in self.pairs.values()]
+
+
+def mean_distance(predictions: list[Tensor], targets: list[Tensor], kind: str) -> Tensor:
+    """`feature_distance` averaged over pairs of taps, a scalar: as large for many taps as for one."""
+    return torch.stack([sdd.feature_distance(p, t, kind) for p, t in zip(predictions, targets, strict=True)]).mean()
