@@ -137,9 +137,9 @@ def unit_variance(target: Tensor) -> Tensor:
 def explained(vit: Tensor, cnn: Tensor, ridge: float = 0.01) -> Tensor:
     """The best linear guess of φ_ViT from φ_CNN at the same place: two `[B, C, T, H, W]` → the same, no gradient.
 
-    A = (Σ c cᵀ + λI)⁻¹ Σ c vᵀ over all places of the batch (of all ranks), λ = ridge times the mean of Σ c cᵀ's diagonal; A c. φ's
-    two projections are random and know nothing of each other, so that their plain difference has all of either teacher in it;
-    A turns the CNN's features to the ViT's axes first.
+    Aᵀ = (Σ c cᵀ + λI)⁻¹ Σ c vᵀ over all places of the batch (of all ranks), λ = ridge times the mean of Σ c cᵀ's diagonal; A c.
+    The two random projections know nothing of each other, so that their plain difference has all of either teacher in it; A turns
+    the CNN's features to the ViT's axes first.
     """
     c, v = _places(cnn).flatten(0, 1), _places(vit).flatten(0, 1)
     within, across = batch_mean(c.T @ c / len(c)), batch_mean(c.T @ v / len(c))
