@@ -10,12 +10,15 @@ from dtkd_edge.distill.precision import full_precision
 
 
 def _differences(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x_j - x_i `[B, B, D]` and their lengths `[B, B]`; a length of 0 has gradient 0, as torch defines it for norms.
+    """x_j - x_i `[B, B, D]` and their lengths `[B, B]`, 0 with gradient 0 where two rows are equal.
 
-    From the differences themselves: by the Gram matrix two equal rows would come out at a distance of rounding noise.
+    From the differences themselves: by the Gram matrix two equal rows would come out at a distance of rounding noise. Rows that
+    differ by no more than float32's rounding are equal: their direction means nothing, and its gradient would be enormous.
     """
     difference = x.unsqueeze(0) - x.unsqueeze(1)
-    return difference, torch.linalg.vector_norm(difference, dim=-1)
+    lengths = torch.linalg.vector_norm(difference, dim=-1)
+    noise = 1e-6 * torch.linalg.vector_norm(x.detach(), dim=-1).amax()
+    return difference, torch.where(lengths > noise, lengths, 0)
 
 
 def _normalised(lengths: Tensor) -> Tensor:

@@ -23,7 +23,18 @@ LOSSES = {
     "dkd": dkd_loss,
     "dist": lambda s, t, y: dist_loss(s, t),
     "ofa": lambda s, t, y: ofa_loss(s, t, y, epsilon=1.3),
+    "feature": lambda s, t, y: weighted_feature_loss(
+        [[volume(s)], [volume(2 * s)]], [[volume(t)], [volume(t)]], t.softmax(-1)[:, :2]
+    ),
 }
+
+
+def wide(z):
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def volume(z):
+    return z[:, :, None, None, None]
 
 
 def softmax(z):

@@ -1,0 +1,140 @@
+"""How the students of a comparison do on clips that none of its runs has seen.
+
+    python -m dtkd_edge.benchmarks.heldout COMPARISON [--set data.seed=77 --set data.clips=16 --set data.val_clips=4000 …]
+        [--reference dtkd] [--csv FILE]
+
+A comparison's own scores are of validation clips, on which weights were chosen, and of a generated set they are few. This scores
+every finished student once more: on the validation clips of the runs' recipe with the given changes, which for a generated set
+are as many fresh clips as asked for. Clips are decoded once for all students of one preprocessing.
+
+Printed are mean ± standard error over seeds and the paired difference of the reference to every other method with two standard
+errors: over seeds, and over seeds and clips both (bootstrap: both drawn anew). The second one says what is known of other clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dtkd_edge import recipe_reader as recipes
+from dtkd_edge.console import progress
+from dtkd_edge.data.catalogue import Catalogue, open_split
+from dtkd_edge.errors import InputError
+from dtkd_edge.exits import reported
+from dtkd_edge.files import write_text
+from dtkd_edge.models.base import fit_clip
+from dtkd_edge.models.saved import load_model
+from dtkd_edge.preprocess import Preprocess
+from dtkd_edge.train.compare import spread
+from dtkd_edge.video import read_input
+
+DRAWS = 2000
+Hits = NDArray[np.bool_]  # [seeds, clips]
+
+
+def find_students(folder: Path) -> dict[str, dict[int, Path]]:
+    """Method → seed → run, of all finished ones; InputError where there is none."""
+    found: dict[str, dict[int, Path]] = {}
+    for card in sorted(folder.glob("seed-*/*/student.json")):
+        run = card.parent
+        found.setdefault(run.name, {})[int(run.parent.name.removeprefix("seed-"))] = run
+    if not found:
+        raise InputError(f"{folder}: no finished student of a comparison", "give the folder that dtkd-edge compare wrote")
+    return found
+
+
+class Clips:
+    """The validation clips of a recipe, as networks take them, decoded once for each preprocessing."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        self.read = lru_cache(maxsize=1)(self._read)
+
+    def _read(self, preprocess: Preprocess) -> NDArray[np.uint8]:
+        def one(number: int) -> NDArray[np.uint8]:
+            clip = self.catalogue[number]
+            return read_input(clip.open(), preprocess, start=clip.start, end=clip.end)[0]
+
+        with ThreadPoolExecutor(2) as pool:
+            return np.stack(list(pool.map(one, range(len(self.catalogue)))))
+
+
+@torch.inference_mode()
+def score(run: Path, clips: Clips, batch: int = 32) -> Hits:
+    """Which clips a run's student names rightly in every head, `[clips]`."""
+    model, card = load_model(run / "student")
+    frames = clips.read(card.preprocess)
+    right = np.ones(len(frames), bool)
+    for first in range(0, len(frames), batch):
+        part = slice(first, first + batch)
+        for head, logits in model(fit_clip(torch.from_numpy(frames[part]), model.info)).items():
+            right[part] &= logits.argmax(1).numpy() == clips.catalogue.labels(head)[part]
+    return right
+
+
+def standard_errors(difference: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """Of the mean of `[seeds, clips]`: over seeds; over seeds and clips, by drawing both anew with replacement."""
+    seeds, clips = difference.shape
+    own = spread(difference.mean(1).tolist())["se"]
+    generator = np.random.default_rng(seed)
+    draws = np.empty(DRAWS)
+    for number in range(DRAWS):
+        # Rows first: each seed's mean over one drawn set of clips, the same for all seeds, since they share the clips.
+        weights = np.bincount(generator.integers(clips, size=clips), minlength=clips) / clips
+        draws[number] = (difference @ weights)[generator.integers(seeds, size=seeds)].mean()
+    return own if own is not None else float("nan"), float(draws.std(ddof=1))
+
+
+def table(hits: Mapping[str, Hits], reference: str) -> list[str]:
+    """Markdown rows, best first."""
+    lines = ["| method | top-1 | difference | over seeds | over seeds and clips |", "|---|---|---|---|---|"]
+    for name in sorted(hits, key=lambda name: -hits[name].mean()):
+        own = spread((100 * hits[name].mean(1)).tolist())
+        cells = f"{own['mean']:.1f}" + (f" ± {own['se']:.1f}" if own["se"] is not None else "")
+        if name == reference or reference not in hits or hits[name].shape != hits[reference].shape:
+            lines.append(f"| {name} | {cells} | | | |")
+            continue
+        difference = 100 * (hits[reference].astype(float) - hits[name])
+        over_seeds, over_both = standard_errors(difference)
+        lines.append(f"| {name} | {cells} | {difference.mean():+.1f} | ± {over_seeds:.1f} | ± {over_both:.1f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=V")
+    parser.add_argument("--reference", default="dtkd")
+    parser.add_argument("--methods", help="only these, separated by commas")
+    parser.add_argument("--csv", type=Path, help="method,seed,top1 of every student")
+    options = parser.parse_args()
+
+    students = find_students(options.comparison)
+    if options.methods:
+        students = {name: runs for name, runs in students.items() if name in options.methods.split(",")}
+    first = next(iter(next(iter(students.values())).values()))
+    clips = Clips(open_split(recipes.load(first / "recipe.yaml", options.overrides).data, "val"))
+    hits: dict[str, Hits] = {}
+    with progress("students", sum(map(len, students.values()))) as bar:
+        for name, runs in students.items():
+            rows = []
+            for seed in sorted(runs):
+                rows.append(score(runs[seed], clips))
+                bar.advance()
+            hits[name] = np.stack(rows)
+    print(f"{len(clips.catalogue)} clips of {clips.catalogue.root}, paired differences of {options.reference} to each method")
+    print("\n".join(table(hits, options.reference)))
+    if options.csv:
+        scores = [f"{name},{s},{h.mean():.6f}" for name in hits for s, h in zip(sorted(students[name]), hits[name], strict=True)]
+        write_text(options.csv, "\n".join(["method,seed,top1", *scores, ""]))
+
+
+if __name__ == "__main__":
+    reported(main)
