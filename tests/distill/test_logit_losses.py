@@ -24,7 +24,7 @@ LOSSES = {
     "dist": lambda s, t, y: dist_loss(s, t),
     "ofa": lambda s, t, y: ofa_loss(s, t, y, epsilon=1.3),
     "feature": lambda s, t, y: weighted_feature_loss(
-        [[volume(s)], [volume(2 * s)]], [[volume(t)], [volume(t)]], t.softmax(-1)[:, :2]
+        [[volume(s)], [volume(s)]], [[volume(t)], [volume(-t)]], wide(t).softmax(-1)[:, :2]
     ),
 }
 
