@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dtkd_edge import cli
+
 # How long an example takes says nothing on a machine that others use too.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Main = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -36,6 +39,28 @@ def dtkd_edge(tmp_path: Path) -> Run:
         command = [sys.executable, "-m", "dtkd_edge", *map(str, args)]
         environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1", **(env or {})}
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Main:
+    """The command line within this process (torch loads once), in an empty folder: exit code, standard output, standard error."""
+    empty = tmp_path / "here"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dtkd-edge", *map(str, args)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        return int(str(code or 0)), *capsys.readouterr()
 
     return run
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from dtkd_edge.console import Bar, progress
@@ -52,7 +51,11 @@ class Phase:
 
     def __post_init__(self) -> None:
         self.device = self.engine.device
-        self.ema = ModelEmaV3(self.task.student, self.config.ema, use_warmup=True) if self.config.ema else None
+        self.ema = None
+        if self.config.ema:
+            from timm.utils import ModelEmaV3  # two seconds of import that a training without it need not wait for
+
+            self.ema = ModelEmaV3(self.task.student, self.config.ema, use_warmup=True)
         self.module: nn.Module = self.task
 
     @property
