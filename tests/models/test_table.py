@@ -90,7 +90,7 @@ def test_counting_changes_nothing_and_needs_no_data() -> None:
 @pytest.mark.slow
 def test_the_page_in_docs_is_the_registrys(dtkd_edge: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
     pytest.importorskip("transformers", reason="the page lists VideoMAE, which needs transformers")
-    done = dtkd_edge("models", "--markdown")
+    done = dtkd_edge("models", "--markdown", timeout=280)  # makes every model
     assert done.returncode == 0, done.stderr
     assert done.stdout == PAGE.read_text(encoding="utf-8"), "run: dtkd-edge models --markdown > docs/models.md"
     names = set(re.findall(r"^\| `(\w+)` \|", done.stdout, re.M))
