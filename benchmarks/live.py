@@ -93,10 +93,10 @@ def shown(session: Session) -> Iterator[WebView]:
         web.stop()
 
 
-def age(session: Session, seconds: float) -> dict[str, Any]:
+def age(session: Session, seconds: float, settle: float = SETTLE_S) -> dict[str, Any]:
     lives: list[Live] = []
     pipeline = session.pipeline
-    time.sleep(SETTLE_S + pipeline.span)
+    time.sleep(settle + pipeline.span)
     frames, dropped = pipeline.grabber.grabbed, pipeline.grabber.dropped
     pipeline.listeners.append(lives.append)
     time.sleep(seconds)
@@ -128,19 +128,21 @@ def alone(classifier: Classifier, seconds: float = 0.5) -> float:
     return 1 / min(b - a for a, b in pairwise(times))
 
 
-def viewers(classifier: Classifier, source: str, seconds: float, blocks: int, camera_fps: float | None = None) -> dict[str, Any]:
+def viewers(
+    classifier: Classifier, source: str, seconds: float, blocks: int, camera_fps: float | None = None, settle: float = SETTLE_S
+) -> dict[str, Any]:
     """camera_fps: none: more than the model can label."""
     fps = camera_fps or min(max(FPS, round(BEYOND * alone(classifier))), MOST_FPS)
     # A stream artefact takes its frames as far apart as its clip's: here every picture.
     every = Settings(clip_seconds=classifier.preprocess.sampling.frames / fps)
     settings = every if classifier.artifact.manifest.mode == "stream" else None
     with running(classifier, source, fps, settings) as session, shown(session) as web:
-        result = measure(web, seconds, blocks)
+        result = measure(web, seconds, blocks, settle)
     labels = statistics.median(result["labels_per_second"]["1"])
     return {**result, "source_fps": fps, "source_was_the_limit": labels >= SOURCE_LIMITS * fps}
 
 
-def soak(session: Session, web: WebView, minutes: float) -> dict[str, Any]:
+def soak(session: Session, web: WebView, minutes: float, settle: float = SETTLE_S) -> dict[str, Any]:
     samples: list[tuple[int, int, int]] = []
     # A label a frame, and half as many again; in memory that is there from the start, or it would grow with them.
     most = round(90 * minutes * FPS) + 1000
@@ -154,7 +156,7 @@ def soak(session: Session, web: WebView, minutes: float) -> dict[str, Any]:
             ages[counts[-1]], models[counts[-1]] = 1e3 * live.age, 1e3 * live.inference
             counts[-1] += 1
 
-    time.sleep(SETTLE_S + pipeline.span)
+    time.sleep(settle + pipeline.span)
     pipeline.listeners.append(note)
     with watched(web, 1):
         for part in range(parts):
@@ -236,6 +238,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each age, and of each block with viewers")
     parser.add_argument("--blocks", type=int, default=3, help="turns of one viewer and of twenty")
     parser.add_argument("--fps", type=float, help="of the camera with viewers [default: half again what the model can label]")
+    parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds that pass before each measurement [%(default)g]")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the soak; 0 leaves it out")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="of the runtime")
@@ -260,12 +263,12 @@ def main() -> int:
             with load(artifact, device=wanted.device, threads=wanted.threads) as classifier:
                 if "age" in measures:
                     with running(classifier, source) as session:
-                        tell(artifact, age(session, wanted.seconds))
+                        tell(artifact, age(session, wanted.seconds, wanted.settle))
                 if "viewers" in measures:
-                    tell(artifact, viewers(classifier, source, wanted.seconds, wanted.blocks, wanted.fps))
+                    tell(artifact, viewers(classifier, source, wanted.seconds, wanted.blocks, wanted.fps, wanted.settle))
                 if "soak" in measures and wanted.minutes and number == 0:
                     with running(classifier, source) as session, shown(session) as web:
-                        tell(artifact, soak(session, web, wanted.minutes))
+                        tell(artifact, soak(session, web, wanted.minutes, wanted.settle))
     print(
         f"\n`python -m dtkd_edge.benchmarks.live {shlex.join(sys.argv[1:])}`; {here['cpu']}, {here['cores']} cores, "
         f"load before {load_before:.1f}.",

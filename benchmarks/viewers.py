@@ -86,14 +86,14 @@ def inferences(web: WebView) -> int:
     return int(found[1]) if found else 0
 
 
-def measure(web: WebView, seconds: float, blocks: int) -> dict[str, Any]:
+def measure(web: WebView, seconds: float, blocks: int, settle: float = SETTLE_S) -> dict[str, Any]:
     """One page and twenty in turns (1, 20, 20, 1, …): labels a second, and the cores that either process took."""
     counts = (1, VIEWERS)
     taken: dict[int, list[tuple[Sample, Sample]]] = {count: [] for count in counts}
     for block in range(blocks):
         for count in counts[:: -1 if block % 2 else 1]:
             with watched(web, count) as pages:
-                time.sleep(SETTLE_S)
+                time.sleep(settle)
                 before = pages.sample()
                 time.sleep(seconds)
                 taken[count].append((before, pages.sample()))

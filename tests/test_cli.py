@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dtkd_edge import cli
-
+Main = Callable[..., tuple[int, str, str]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = ["train", "eval", "export", "bench", "predict", "demo", "models", "doctor", "data"]
@@ -26,11 +25,11 @@ def test_help_names_every_command(dtkd_edge: Run) -> None:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "data synth", "data check"])
-def test_every_command_explains_itself(dtkd_edge: Run, command: str) -> None:
-    done = dtkd_edge(*command.split(), "--help")
-    assert done.returncode == 0
-    assert "Usage" in done.stdout
-    assert done.stderr == ""
+def test_every_command_explains_itself(main: Main, command: str) -> None:
+    code, out, err = main(*command.split(), "--help")
+    assert code == 0
+    assert "Usage" in out
+    assert err == ""
 
 
 def test_version(dtkd_edge: Run) -> None:
@@ -48,11 +47,17 @@ def test_version(dtkd_edge: Run) -> None:
         ["predict"],
     ],
 )
-def test_wrong_usage_exits_2(dtkd_edge: Run, args: list[str]) -> None:
-    done = dtkd_edge(*args)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+def test_wrong_usage_exits_2(main: Main, args: list[str]) -> None:
+    code, out, err = main(*args)
+    assert code == 2
+    assert out == ""
+    assert err and "Traceback" not in err
+
+
+def test_wrong_usage_exits_2_as_typed(dtkd_edge: Run) -> None:
+    done = dtkd_edge("train", "--nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--nonsense" in done.stderr and "Traceback" not in done.stderr
 
 
 BAD_INPUT = [
@@ -74,26 +79,8 @@ BAD_INPUT = [
 ]
 
 
-@pytest.fixture
-def main(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    """The command line within this process (torch loads once), in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dtkd-edge", *args])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return run
-
-
 @pytest.mark.parametrize(("args", "message", "hint"), BAD_INPUT, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_bad_input_exits_3_with_two_lines(
-    main: Callable[..., tuple[int, str, str]], tmp_path: Path, args: list[str], message: str, hint: str
-) -> None:
+def test_bad_input_exits_3_with_two_lines(main: Main, tmp_path: Path, args: list[str], message: str, hint: str) -> None:
     code, out, err = main(*args)
     assert code == 3, err
     assert out == ""
@@ -102,10 +89,10 @@ def test_bad_input_exits_3_with_two_lines(
     assert message in error
     assert fix.startswith("  fix: ")
     assert hint in fix
-    assert not list(tmp_path.iterdir()), "a refused command leaves nothing behind"
+    assert not list((tmp_path / "here").iterdir()), "a refused command leaves nothing behind"
 
 
-def test_debug_shows_the_traceback_anywhere_on_the_line(main: Callable[..., tuple[int, str, str]]) -> None:
+def test_debug_shows_the_traceback_anywhere_on_the_line(main: Main) -> None:
     for args in (["--debug", "export"], ["export", "--debug"]):
         code, _, err = main(*args)
         assert code == 3

@@ -128,6 +128,16 @@ def test_the_runtime_does_not_import_torch(module: str) -> None:
     assert not tops & TORCH, f"{module} imports {sorted(tops & TORCH)}"
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if room(m) in ML])
+def test_what_takes_long_to_import_waits_until_it_is_needed(module: str) -> None:
+    """torchvision and timm together take longer to import than torch, and networks of ours need neither."""
+    if module in ("dtkd_edge.train.rank_norm", "dtkd_edge.data.rand_augment"):  # themselves imported where they are used
+        return
+    assert not {name.split(".")[0] for name in imports(MODULES[module])} & {"torchvision", "timm", "transformers", "accelerate"}
+    used = {"dtkd_edge.train.rank_norm", "dtkd_edge.data.rand_augment"} & set(imports(MODULES[module]))
+    assert not used
+
+
 def test_imports_name_the_installed_package() -> None:
     """`import export` works from the repository's folder and nowhere else."""
     for module, file in MODULES.items():

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from dtkd_edge.data.rand_augment import rand_augment
 from dtkd_edge.recipe import AugmentConfig
 
 Frame = NDArray[np.uint8]
@@ -58,6 +57,8 @@ def augment(frames: Frames, size: int, config: AugmentConfig, rng: np.random.Gen
     if config.color > 0:
         frames = color_jitter(frames, config.color, rng)
     if config.rand_ops > 0:
+        from dtkd_edge.data.rand_augment import rand_augment  # brings torchvision, which takes a second to import
+
         frames = rand_augment(frames, config.rand_ops, config.rand_magnitude, rng)
     return np.ascontiguousarray(frames)
 

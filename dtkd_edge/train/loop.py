@@ -10,10 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from dtkd_edge.console import Bar, progress
@@ -31,6 +30,9 @@ from dtkd_edge.train.mixing import mix
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
 from dtkd_edge.train.scores import Scores
 from dtkd_edge.train.teacher_cache import TeacherCache
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 
 @dataclass
@@ -52,7 +54,11 @@ class Phase:
 
     def __post_init__(self) -> None:
         self.device = self.engine.device
-        self.ema = ModelEmaV3(self.task.student, self.config.ema, use_warmup=True) if self.config.ema else None
+        self.ema: ModelEmaV3 | None = None
+        if self.config.ema:
+            from timm.utils import ModelEmaV3  # two seconds of import that a training without it need not wait for
+
+            self.ema = ModelEmaV3(self.task.student, self.config.ema, use_warmup=True)
         self.module: nn.Module = self.task
 
     @property

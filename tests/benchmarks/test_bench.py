@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import read_input
 
+Main = Callable[..., tuple[int, str, str]]
 QUICK: dict[str, Any] = {"min_seconds": 0.1, "min_queries": 20, "warmup": 0.1}
 WORDS = ["--min-seconds", "0.1", "--min-queries", "20", "--warmup", "0.1"]
 
@@ -158,12 +160,12 @@ def test_json_on_stdout_is_json_and_nothing_else(run_folder: Path) -> None:
     assert "bench.html" in done.stderr
 
 
-@pytest.mark.slow
-def test_the_newest_run_is_the_default(run_folder: Path) -> None:
-    done = run_cli("bench", "--device", "cpu", "--clips", 0, *WORDS, cwd=run_folder.parent.parent)
-    assert done.returncode == 0, done.stderr
-    assert "onnx-fp32" in done.stdout and "openvino-fp32" in done.stdout
-    assert "no MLPerf results" in done.stdout
+def test_the_newest_run_is_the_default(run_folder: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_folder.parent.parent)
+    code, out, said = main("bench", "--device", "cpu", "--clips", 0, *WORDS)
+    assert code == 0, said
+    assert "onnx-fp32" in out and "openvino-fp32" in out
+    assert "no MLPerf results" in out
     assert (run_folder / "bench.html").is_file()
 
 
@@ -205,12 +207,13 @@ def test_decode_without_videos_is_a_usage_error(onnx_artifact: Path) -> None:
         (["missing"], 3, "no artefact here"),
     ],
 )
-@pytest.mark.slow
-def test_what_cannot_be_done_is_two_lines_and_a_code(args: list[str], code: int, words: str, run_folder: Path) -> None:
-    done = run_cli("bench", *([] if args[0] == "missing" else [run_folder]), *args, cwd=run_folder.parent)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("error: ") and "\n  fix: " in done.stderr and words in done.stderr
-    assert len(done.stderr.splitlines()) == 2 and not done.stdout
+def test_what_cannot_be_done_is_two_lines_and_a_code(
+    args: list[str], code: int, words: str, run_folder: Path, main: Main
+) -> None:
+    ended, out, said = main("bench", *([] if args[0] == "missing" else [run_folder]), *args)
+    assert ended == code, said
+    assert said.startswith("error: ") and "\n  fix: " in said and words in said
+    assert len(said.splitlines()) == 2 and not out
 
 
 def test_cuda_that_is_not_here(run_folder: Path) -> None:

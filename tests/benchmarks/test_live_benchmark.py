@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from deploy_cases import write_mp4
 
 from dtkd_edge.benchmarks.live import drawn_clip, running, shown
 from dtkd_edge.benchmarks.viewers import watched
@@ -21,7 +22,8 @@ from dtkd_edge.errors import NotHereError
 @pytest.mark.slow
 def test_every_line_is_there(onnx_artifact: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dtkd_edge.benchmarks.live", str(onnx_artifact), "--device", "cpu"]
-    command += ["--seconds", "2", "--blocks", "1", "--minutes", "0.1", "--json", str(tmp_path / "out.jsonl")]
+    command += ["--source", str(write_mp4(tmp_path / "clip.mp4", frames=60, size=(160, 120)))]
+    command += ["--seconds", "2", "--settle", "0.5", "--blocks", "1", "--minutes", "0.05", "--json", str(tmp_path / "out.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
     age, viewers, soak = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
@@ -34,7 +36,7 @@ def test_every_line_is_there(onnx_artifact: Path, tmp_path: Path) -> None:
     assert viewers["source_was_the_limit"] == ("the source was the limit" in done.stdout)
     assert min(viewers["pictures_per_second"].values()) > 1  # every page got some
     assert all(0 < cores["demo"] < 64 and 0 < cores["pages"] < 8 for cores in viewers["cores_taken"].values())
-    assert len(soak["age_p90_ms"]) == 5 and soak["part_s"] == 1.2 and bool(soak["broken"]) == (not soak["good"])
+    assert len(soak["age_p90_ms"]) == 5 and soak["part_s"] == 0.6 and bool(soak["broken"]) == (not soak["good"])
     assert min(soak["age_p90_ms"]) > 0 and soak["labels"] > 0 and soak["slow"] == 0 and "viewer dropped" not in soak["broken"]
     assert min(soak["memory_mb"]) > 20 and soak["threads"][0] > 4
     assert soak["growth_mb"] == pytest.approx(soak["memory_mb"][1] - soak["memory_mb"][0], abs=0.2)
@@ -42,7 +44,7 @@ def test_every_line_is_there(onnx_artifact: Path, tmp_path: Path) -> None:
     assert done.returncode == (0 if good else 1) and ("beyond the limit" in done.stderr) == (not good)
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(rows) == 5 and all(row.count("|") == 4 for row in rows)
-    assert re.search(r"age p90 [\d.]+ ms in the first 1\.2 s, [\d.]+ ms in the last .* threads \d+ → \d+", rows[-1])
+    assert re.search(r"age p90 [\d.]+ ms in the first 0\.6 s, [\d.]+ ms in the last .* threads \d+ → \d+", rows[-1])
     assert [("missed" in row) for row in rows[2:]] == [not line["good"] for line in (age, viewers, soak)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,6 @@ from dtkd_edge.recipe import DataConfig
 
 settings.register_profile("no-deadline", deadline=None)  # machines that run tests are busy
 settings.load_profile("no-deadline")
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Of torch: more of them only get in each other's way with models as small as these."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ TINY = [
     "teachers.cnn.train.batch_size=8", "teachers.vit.train.batch_size=8", "train.batch_size=8", "threads=1",
 ]  # fmt: skip
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Main = Callable[..., tuple[int, str, str]]
 
 SETS: list[tuple[str, Callable[[Path], Path], list[str], dict[str, int], str]] = [
     ("hmdb51", trees.hmdb51, [], {"action": 3}, ""),
@@ -37,9 +38,10 @@ SETS: list[tuple[str, Callable[[Path], Path], list[str], dict[str, int], str]] =
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("kind", "make", "more", "heads", "said"), SETS)
 def test_train_and_eval(
-    dtkd_edge: Run,
+    main: Main,
     tmp_path: Path,
     kind: str,
     make: Callable[[Path], Path],
@@ -49,15 +51,15 @@ def test_train_and_eval(
 ) -> None:
     root = make(tmp_path / "set")
     sets = [part for override in [f"data.root={root}", *TINY, *more] for part in ("--set", override)]
-    done = dtkd_edge("train", kind, *sets, "--out", "run")
-    assert done.returncode == 0, done.stderr
-    assert said in done.stderr
-    run = tmp_path / "empty/run"
+    run = tmp_path / "run"
+    code, _, told = main("train", kind, *sets, "--out", run)
+    assert code == 0, told
+    assert said in told
     card = json.loads((run / "student.json").read_text())
     assert {head: len(names) for head, names in card["labels"].items()} == heads
-    scored = dtkd_edge("eval", "run", "--json", "-")
-    assert scored.returncode == 0, scored.stderr
-    result = json.loads(scored.stdout)
+    code, scored, told = main("eval", run, "--json", "-")
+    assert code == 0, told
+    result = json.loads(scored)
     assert set(heads) <= set(result["heads"])
     metrics = json.loads((run / "metrics.json").read_text())["student"]
     for head in heads:
@@ -102,7 +104,8 @@ def test_the_other_kinds_train_a_step_and_score(
 
 
 @pytest.mark.slow
-def test_every_official_split_and_their_mean(dtkd_edge: Run, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_every_official_split_and_their_mean(dtkd_edge: Run, main: Main, tmp_path: Path) -> None:
     root = trees.hmdb51(tmp_path / "set")
     sets = [part for override in [f"data.root={root}", *TINY, "distill.method=ce"] for part in ("--set", override)]
     done = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,2,3")
@@ -114,13 +117,13 @@ def test_every_official_split_and_their_mean(dtkd_edge: Run, tmp_path: Path) -> 
     assert result["mean"]["student"]["action_top1"] == pytest.approx(sum(single) / 3)
     recipes = [(runs / f"split-{n}/recipe.yaml").read_text() for n in (1, 2, 3)]
     assert [f"split: {n}" in recipe for n, recipe in enumerate(recipes, 1)] == [True] * 3
-    scored = dtkd_edge("eval", "runs/hmdb51-splits", "--splits", "1,2,3", "--json", "-")
-    assert scored.returncode == 0, scored.stderr
-    tested = json.loads(scored.stdout)
+    code, scored, said = main("eval", runs, "--splits", "1,2,3", "--json", "-")
+    assert code == 0, said
+    tested = json.loads(scored)
     assert [tested["splits"][n]["heads"]["action"]["top1"] for n in "123"] == pytest.approx(single)
     assert tested["mean"]["action"]["top1"] == pytest.approx(sum(single) / 3) and tested["views"] == "1x1"
-    again = dtkd_edge("train", "hmdb51", *sets, "--splits", "1,2,3", "--resume")
-    assert again.returncode == 0 and again.stderr.count("this run is finished") == 3
+    code, _, said = main("train", "hmdb51", *sets, "--splits", "1,2,3", "--out", runs, "--resume")
+    assert code == 0 and said.count("this run is finished") == 3
 
 
 def test_splits_that_do_not_fit(tmp_path: Path) -> None:

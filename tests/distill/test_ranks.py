@@ -32,39 +32,54 @@ def test_nothing_changes_in_one_process():
     assert gather_batch(x) is x and batch_mean(x) is x
 
 
-def _rank(rank, world, port, loss, student, teacher, queue):
+LOSSES = [rkd, dist, sdd]
+BATCH = 6
+
+
+def _rank(rank, world, port, student, teacher, queue):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    part = slice(rank * len(student) // world, (rank + 1) * len(student) // world)
-    mine = student[part].clone().requires_grad_()
-    value = loss(mine, teacher[part])
-    value.backward()
-    queue.put((rank, value.item(), mine.grad.tolist()))
+    part = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    for loss in LOSSES:
+        mine = torch.tensor(student[part], dtype=torch.float64, requires_grad=True)
+        value = loss(mine, torch.tensor(teacher[part], dtype=torch.float64))
+        value.backward()
+        queue.put((loss.__name__, rank, value.item(), mine.grad.tolist()))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", [rkd, dist, sdd])
-def test_two_ranks_make_one_batch(loss):
-    """The mean of the ranks' losses is the whole batch's, and the mean of their gradients its gradient."""
-    student, teacher = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, 6, dtype=torch.float64)
-    whole = student.clone().requires_grad_()
-    want = loss(whole, teacher)
-    want.backward()
+@pytest.fixture(scope="module")
+def said_by_two():
+    """A batch's features (student's, teacher's), and of every loss what two processes with half of the batch each say."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(BATCH, 6, dtype=torch.float64, generator=generator).tolist() for _ in range(2))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    ranks = [context.Process(target=_rank, args=(r, 2, port, loss, student, teacher, queue)) for r in range(2)]
+    ranks = [context.Process(target=_rank, args=(r, 2, port, student, teacher, queue)) for r in range(2)]
     for process in ranks:
         process.start()
-    results = sorted(queue.get(timeout=120) for _ in ranks)
+    results = sorted(queue.get(timeout=120) for _ in ranks for _ in LOSSES)
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
+    return student, teacher, results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_ranks_make_one_batch(loss, said_by_two):
+    """The mean of the ranks' losses is the whole batch's, and the mean of their gradients its gradient."""
+    student, teacher, every = said_by_two
+    whole = torch.tensor(student, dtype=torch.float64, requires_grad=True)
+    want = loss(whole, torch.tensor(teacher, dtype=torch.float64))
+    want.backward()
+    results = [result[1:] for result in every if result[0] == loss.__name__]
+    assert [rank for rank, _, _ in results] == [0, 1]
     assert sum(value for _, value, _ in results) / 2 == pytest.approx(want.item(), rel=1e-12)
     gradient = torch.cat([torch.tensor(part, dtype=torch.float64) for _, _, part in results])
     torch.testing.assert_close(gradient / 2, whole.grad)

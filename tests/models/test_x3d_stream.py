@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dtkd_edge.models import create_model
 from dtkd_edge.models.base import VideoModel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS = {"verb": 3, "noun": 2}
 
 

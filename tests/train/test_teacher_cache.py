@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from train_cases import run_cli, with_sets
+from train_cases import with_sets
 
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.data.catalogue import Catalogue, open_split
@@ -205,18 +206,20 @@ def test_a_cached_run_ends_where_one_with_the_same_views_and_live_teachers_ends(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
-def test_too_little_room_is_said_before_the_first_view(tmp_path: Path, small: list[str]) -> None:
+def test_too_little_room_is_said_before_the_first_view(
+    tmp_path: Path, small: list[str], main: Callable[..., tuple[int, str, str]]
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", disk], capture_output=True, check=False).returncode:
         pytest.skip("may not mount")
     try:
         sets = with_sets([*small, "teachers.views=500", f"teachers.cache={disk}"])
-        done = run_cli("train", *sets, "--out", "run", cwd=tmp_path)
-        assert done.returncode == 3 and "the teacher cache would take" in done.stderr, done.stderr
-        assert "lower teachers.views" in done.stderr and "Traceback" not in done.stderr
+        code, _, said = main("train", *sets, "--out", "run")
+        assert code == 3 and "the teacher cache would take" in said, said
+        assert "lower teachers.views" in said and "Traceback" not in said
     finally:
-        subprocess.run(["umount", disk], check=False)
+        subprocess.run(["umount", "--lazy", disk], check=False)
 
 
 def test_all_clips_broken(tmp_path: Path, task: DistillationTask, clips: Catalogue) -> None:

@@ -22,7 +22,7 @@ ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
 def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_values(small: list[str], tmp_path: Path) -> None:
     overrides = [*small, *ONE_EPOCH, "teachers.vit=null"]
     out, methods = tmp_path / "out", "ce,kd-cnn@temperature=2,kd-cnn"
-    result = compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out)
+    result = compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out, jobs=2)
     assert list(result["rows"]) == ["teacher cnn", "ce", "kd-cnn@temperature=2", "kd-cnn"]
     assert sorted(p.name for p in (out / "seed-0").iterdir()) == ["ce", "kd-cnn", "kd-cnn@temperature=2", "teachers"]
     assert load(out / "seed-0" / "kd-cnn@temperature=2" / "recipe.yaml").distill.temperature == 2
@@ -114,7 +114,7 @@ def test_spread_of_one_value_is_none() -> None:
 def test_each_seed_may_hold_out_other_clips(small: list[str], tmp_path: Path) -> None:
     open_split(load("quickstart", small).data, "val")  # writes the set
     overrides = [*small, *ONE_EPOCH, "data.kind=csv", "data.train=train.csv"]
-    compare("quickstart", methods="ce", seeds=2, overrides=overrides, out=tmp_path, resplit=True)
+    compare("quickstart", methods="ce", seeds=2, overrides=overrides, out=tmp_path, resplit=True, jobs=2)
     held = []
     for seed in (0, 1):
         recipe = load(tmp_path / f"seed-{seed}" / "ce" / "recipe.yaml")
