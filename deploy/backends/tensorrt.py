@@ -172,7 +172,8 @@ class Cuda:
 
     def _call(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
         if int(result[0]) != 0:
-            raise NotHereError(f"CUDA error {result[0]}", "is the GPU's memory full? see: nvidia-smi")
+            error = getattr(result[0], "name", result[0])
+            raise NotHereError(f"CUDA error {error}", "is the GPU's memory full? see: nvidia-smi")
         return result[1:]
 
     def stream(self) -> int:
@@ -181,7 +182,11 @@ class Cuda:
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> _Buffer:
         size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
         host_address = int(self._call(self._rt.cudaMallocHost(size))[0])
-        device = int(self._call(self._rt.cudaMalloc(size))[0])
+        try:
+            device = int(self._call(self._rt.cudaMalloc(size))[0])
+        except NotHereError:
+            self._rt.cudaFreeHost(host_address)
+            raise
         raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(host_address))
         count = int(np.prod(shape))
         return _Buffer(raw[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape), host_address, device)
@@ -223,8 +228,9 @@ class Cuda:
         self._call(self._rt.cudaGraphExecDestroy(graph))
 
     def free(self, buffer: _Buffer) -> None:
-        self._call(self._rt.cudaFree(buffer.device))
-        self._call(self._rt.cudaFreeHost(buffer.host_address))
+        results = self._rt.cudaFree(buffer.device), self._rt.cudaFreeHost(buffer.host_address)  # both, whatever one says
+        for result in results:
+            self._call(result)
 
     def destroy(self, stream: int) -> None:
         self._call(self._rt.cudaStreamDestroy(stream))
