@@ -8,6 +8,7 @@ on a stream is done when somebody waits for the stream, as on a GPU that is slow
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,11 @@ HAS_GPU = int(runtime.cudaGetDeviceCount()[0]) == 0  # then the real calls would
 NAME = "Test GPU"
 
 Work = Callable[[], None]
+
+
+def _own(name: str) -> str:
+    """cudaStreamCreate → _stream_create"""
+    return re.sub(r"(?=[A-Z])", "_", name.removeprefix("cuda")).lower()
 
 
 class Gpu:
@@ -43,7 +49,7 @@ class Gpu:
             returned = len(real(*args)) if not HAS_GPU else None
             if name in self.fails:
                 return self.fails[name], *[None] * ((returned or 1) - 1)
-            answer = getattr(self, f"_{name}", lambda *_: ())(*args)
+            answer = getattr(self, _own(name), lambda *_: ())(*args)
             assert returned in (None, 1 + len(answer)), f"{name} returns {returned} values"
             return runtime.cudaError_t.cudaSuccess, *answer
 
@@ -58,69 +64,69 @@ class Gpu:
         self.memory[ctypes.addressof(block)] = block
         return ctypes.addressof(block)
 
-    def _cudaGetDeviceCount(self) -> tuple[int]:
+    def _get_device_count(self) -> tuple[int]:
         return (1,)
 
-    def _cudaGetDeviceProperties(self, index: int) -> tuple[Any]:
+    def _get_device_properties(self, index: int) -> tuple[Any]:
         properties = runtime.cudaDeviceProp()
         properties.name, properties.major, properties.minor = NAME.encode().ljust(256, b"\0"), 8, 7
         return (properties,)
 
-    def _cudaStreamCreate(self) -> tuple[Any]:
+    def _stream_create(self) -> tuple[Any]:
         stream = self._new(8)
         self.streams[stream] = []
         return (runtime.cudaStream_t(stream),)
 
-    def _cudaStreamDestroy(self, stream: int) -> tuple[()]:
+    def _stream_destroy(self, stream: int) -> tuple[()]:
         del self.streams[int(stream)], self.memory[int(stream)]
         return ()
 
-    def _cudaMalloc(self, size: int) -> tuple[int]:
+    def _malloc(self, size: int) -> tuple[int]:
         return (self._new(size),)
 
-    _cudaMallocHost = _cudaMalloc
+    _malloc_host = _malloc
 
-    def _cudaFree(self, address: int) -> tuple[()]:
+    def _free(self, address: int) -> tuple[()]:
         del self.memory[address]  # KeyError: freed twice, or never allocated
         return ()
 
-    _cudaFreeHost = _cudaFree
+    _free_host = _free
 
-    def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Any, stream: int) -> tuple[()]:
+    def _memcpy_async(self, to: int, source: int, size: int, kind: Any, stream: int) -> tuple[()]:
         assert size <= len(self.memory[to]) and size <= len(self.memory[source])
         self.put(lambda: ctypes.memmove(to, source, size), stream)  # type: ignore[arg-type, return-value]
         return ()
 
-    def _cudaStreamSynchronize(self, stream: int) -> tuple[()]:
+    def _stream_synchronize(self, stream: int) -> tuple[()]:
         work, self.streams[int(stream)] = self.streams[int(stream)], []
         for each in work:
             each()
         return ()
 
-    def _cudaStreamBeginCapture(self, stream: int, mode: Any) -> tuple[()]:
+    def _stream_begin_capture(self, stream: int, mode: Any) -> tuple[()]:
         assert self.capturing is None and int(stream) in self.streams
         self.capturing = []
         return ()
 
-    def _cudaStreamEndCapture(self, stream: int) -> tuple[Any]:
+    def _stream_end_capture(self, stream: int) -> tuple[Any]:
         graph = self._new(8)
         self.graphs[graph], self.capturing = list(self.capturing or ()), None
         return (runtime.cudaGraph_t(graph),)
 
-    def _cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any]:
+    def _graph_instantiate(self, graph: Any, flags: int) -> tuple[Any]:
         executable = self._new(8)
         self.graphs[executable] = self.graphs[int(graph)]
         return (runtime.cudaGraphExec_t(executable),)
 
-    def _cudaGraphLaunch(self, graph: int, stream: int) -> tuple[()]:
+    def _graph_launch(self, graph: int, stream: int) -> tuple[()]:
         self.streams[int(stream)] += self.graphs[int(graph)]
         return ()
 
-    def _cudaGraphDestroy(self, graph: Any) -> tuple[()]:
+    def _graph_destroy(self, graph: Any) -> tuple[()]:
         del self.graphs[int(graph)], self.memory[int(graph)]
         return ()
 
-    _cudaGraphExecDestroy = _cudaGraphDestroy
+    _graph_exec_destroy = _graph_destroy
 
     def read(self, address: int, like: np.ndarray) -> np.ndarray:
         """What stands at a device address now, as an array of that shape and type."""

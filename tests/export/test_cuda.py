@@ -61,8 +61,8 @@ def test_a_tensor_goes_there_and_comes_back(gpu: Gpu, shape: tuple[int, ...], dt
 def test_copies_say_which_way_they_go(gpu: Gpu) -> None:
     """The kind is what a real device goes by; the one of host memory here does not care."""
     seen: list[Any] = []
-    copy = gpu._cudaMemcpyAsync
-    gpu._cudaMemcpyAsync = lambda *args: seen.append(args) or copy(*args)  # type: ignore[method-assign, func-returns-value]
+    copy = gpu._memcpy_async
+    gpu._memcpy_async = lambda *args: seen.append(args) or copy(*args)  # type: ignore[method-assign, func-returns-value]
     cuda = Cuda(0)
     stream, buffer = cuda.stream(), cuda.allocate((2, 2), np.float32)
     cuda.to_device(buffer, stream)

@@ -376,8 +376,6 @@ class Stream:
     It runs on the real CUDA bindings' device of host memory, at the addresses that the runner gave it.
     """
 
-    SHAPES = {"frames": (1, 8, 8, 3), "past": (1, 2), "action": (1, 2), "past_next": (1, 2)}
-
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from cuda_device import Gpu
 
@@ -386,7 +384,8 @@ class Stream:
         outputs = {"action": trt.DataType.FLOAT, "past_next": trt.DataType.FLOAT}
         modes = trt.TensorIOMode
         tensors = {name: (modes.INPUT if name in inputs else modes.OUTPUT, kind) for name, kind in (inputs | outputs).items()}
-        self.tensorrt, self.engine, context = _runner(monkeypatch, tensors, self.SHAPES)
+        shapes = {"frames": (1, 8, 8, 3), "past": (1, 2), "action": (1, 2), "past_next": (1, 2)}
+        self.tensorrt, self.engine, context = _runner(monkeypatch, tensors, shapes)
         monkeypatch.setattr(self.tensorrt, "Cuda", REAL_CUDA)
         monkeypatch.setattr(self.tensorrt, "_import_cuda", lambda: self.gpu)
         context.set_tensor_address.side_effect = lambda name, address: self.addresses.update({name: address}) or True
@@ -395,7 +394,7 @@ class Stream:
     def _compute(self) -> None:
         import ctypes
 
-        frames = self.gpu.read(self.addresses["frames"], np.zeros(self.SHAPES["frames"], np.uint8))
+        frames = self.gpu.read(self.addresses["frames"], np.zeros((1, 8, 8, 3), np.uint8))
         past = self.gpu.read(self.addresses["past"], np.zeros((1, 2), np.float32))
         for name, value in (("action", past), ("past_next", past + np.array([[1, frames.mean()]], np.float32))):
             ctypes.memmove(self.addresses[name], value.ctypes.data, value.nbytes)
