@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtkd_edge.benchmarks.telemetry import device_root
-from dtkd_edge.benchmarks.telemetry.jetson import jetson_model
 from dtkd_edge.deploy.backends import Backend
-from dtkd_edge.deploy.backends.devices import nvidia_gpus, parse_device
+from dtkd_edge.deploy.backends.devices import jetson_model, nvidia_gpus, parse_device
 from dtkd_edge.errors import MissingDevice, UsageError
 
 # Which telemetry source measures the power of a device of that kind.

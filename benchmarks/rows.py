@@ -19,9 +19,8 @@ from dtkd_edge.benchmarks.roofline import Machine, limit
 from dtkd_edge.benchmarks.scenarios import Budget, Scenario, Timing
 from dtkd_edge.benchmarks.statistics import queries_for
 from dtkd_edge.benchmarks.telemetry import Sampler, device_root
-from dtkd_edge.benchmarks.telemetry.jetson import jetson_model
 from dtkd_edge.deploy.backends import Backend
-from dtkd_edge.deploy.backends.devices import cpu_name, nvidia_gpus
+from dtkd_edge.deploy.backends.devices import cpu_name, jetson_model, nvidia_gpus
 from dtkd_edge.errors import DtkdEdgeError, NotHereError
 
 TOOLS = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "decord2")

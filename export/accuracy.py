@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dtkd_edge.artifact import AccuracyPart
 from dtkd_edge.data.catalogue import open_split
+from dtkd_edge.data.lists import HEAD
 from dtkd_edge.deploy.backends import Backend
 from dtkd_edge.errors import DataError
 from dtkd_edge.export import clips
@@ -94,11 +95,16 @@ def paired(labels: dict[str, NDArray[np.int64]], reference: Logits, got: Logits,
     return max(parts, key=lambda part: part.drop)
 
 
+def named(part: AccuracyPart) -> str:
+    """Whose top-1 it is, in front of that word: nothing where there is one head of the usual name."""
+    return "" if part.head == HEAD else f"{part.head} "
+
+
 def words(part: AccuracyPart) -> str:
     """The part as a clause of the verdict."""
     change = f"{abs(part.drop):.1f} points " + ("lower than" if part.drop > 0 else "above" if part.drop < 0 else "from")
     text = (
-        f"top-1 {change} float32's ({part.top1_reference:.1%} → {part.top1:.1%}, ± {part.stderr:.1f}, n {part.clips} clips, "
-        f"allowed {part.max_drop:g})"
+        f"{named(part)}top-1 {change} float32's ({part.top1_reference:.1%} → {part.top1:.1%}, ± {part.stderr:.1f}, "
+        f"n {part.clips} clips, allowed {part.max_drop:g})"
     )
     return text + (f"; few clips: one is {100 / part.clips:.1f} points" if part.clips < FEW else "")

@@ -10,7 +10,7 @@ from dtkd_edge.console import say
 from dtkd_edge.errors import ArtifactError, MissingDependency, NotHereError, UsageError
 from dtkd_edge.export import build, engine, targets, verify
 from dtkd_edge.export.golden import CLIPS
-from dtkd_edge.export.stored import refuse, stored_clips, verify_stored
+from dtkd_edge.export.stored import latency, refuse, stored_clips, verify_stored
 from dtkd_edge.export.targets import Request
 from dtkd_edge.runs import find_run
 
@@ -106,8 +106,9 @@ def export(
 def verify_artifact(folder: Path) -> Path:
     """Repeat the verification from the stored clips, on this machine, without torch. The artefact is not changed."""
     artifact = Artifact.open(folder)
-    part = verify_stored(artifact, stored_clips(artifact))
-    say(verify.verdict(artifact, part))
+    golden = stored_clips(artifact)
+    part = verify_stored(artifact, golden)
+    say(verify.verdict(artifact, part, latency(artifact, golden)))
     refuse(artifact, part, "it computes something else on this machine: export it again, or use another device or --precision")
     return folder
 

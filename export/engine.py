@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import numpy as np
-
 from dtkd_edge.artifact import Artifact, new_artifact, now, unfinished
 from dtkd_edge.console import say
-from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.export import verify
-from dtkd_edge.export.golden import GOLDEN, Golden
-from dtkd_edge.export.stored import refuse, stored_clips, verify_stored
+from dtkd_edge.export.golden import GOLDEN
+from dtkd_edge.export.stored import latency, refuse, stored_clips, verify_stored
 from dtkd_edge.export.targets import Request
 
 
@@ -40,13 +37,6 @@ def build(artifact: Artifact, request: Request) -> Artifact:
     built = Artifact.open(artifact.folder)
     log.unlink(missing_ok=True)
     assert built.manifest.verify is not None
-    say(verify.verdict(built, built.manifest.verify, _latency(built, golden)))
+    say(verify.verdict(built, built.manifest.verify, latency(built, golden)))
     refuse(built, built.manifest.verify)
     return built
-
-
-def _latency(built: Artifact, golden: Golden) -> dict[str, float]:
-    """The engine's own median milliseconds, on its device."""
-    frames = golden.frames[np.arange(built.manifest.input.shape[0]) % len(golden.frames)]
-    with open_backend(built) as backend:
-        return {"here": verify.latency([verify.one_call(backend)], frames)[0]}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dtkd_edge.artifact import AccuracyPart
 from dtkd_edge.errors import DtkdEdgeError
+from dtkd_edge.export.golden import scales
 from dtkd_edge.export.graph import quiet
 
 if TYPE_CHECKING:
@@ -99,21 +100,32 @@ class Quantizer:
         return onnx.shape_inference.infer_shapes(out, strict_mode=True, data_prop=True)
 
     def ranking(self) -> list[str]:
-        """The layers, the most harmful first: by the squared error of the logits when that layer alone is quantised."""
-        outputs = [value.name for value in self.proto.graph.output]
-        exact = self._logits(self.proto, outputs)
-        errors = {
-            layer: float(np.square(self._logits(self._quantize(exclude=[], only=[layer]), outputs) - exact).mean())
-            for layer in self.layers
-        }
+        """The layers, the most harmful first: by the squared error of the logits when that layer alone is quantised.
+
+        Each head's in units of its own spread, or one with large logits would speak for all; a stream's states are no logits.
+        """
+        states = {f"{value.name}_next" for value in self.proto.graph.input}
+        heads = [value.name for value in self.proto.graph.output if value.name not in states]
+        exact = self._logits(self.proto, heads)
+        units = [scales(logits, np.ones(len(logits), bool))[:, None] for logits in exact]
+
+        def error(layer: str) -> float:
+            got = self._logits(self._quantize(exclude=[], only=[layer]), heads)
+            tiny = np.finfo(np.float32).tiny
+            return sum(
+                float(np.square((a - b) / np.maximum(unit, tiny)).mean()) for a, b, unit in zip(got, exact, units, strict=True)
+            )
+
+        errors = {layer: error(layer) for layer in self.layers}
         return sorted(self.layers, key=lambda layer: -errors[layer])
 
-    def _logits(self, proto: onnx.ModelProto, outputs: list[str]) -> NDArray[np.float64]:
+    def _logits(self, proto: onnx.ModelProto, heads: list[str]) -> list[NDArray[np.float32]]:
+        """Of each head, `[clips, classes]`."""
         import onnxruntime as ort
 
         session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-        rows = [np.concatenate([np.ravel(v) for v in session.run(outputs, feed)]) for feed in self._few]
-        return np.stack(rows).astype(np.float64)
+        rows = [session.run(heads, feed) for feed in self._few]
+        return [np.concatenate([np.reshape(row[i], (len(row[i]), -1)) for row in rows]) for i in range(len(heads))]
 
 
 def hold_gate(

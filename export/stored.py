@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dtkd_edge.artifact import Artifact, VerifyPart
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import ArtifactError, VerificationError
 from dtkd_edge.export import verify
+from dtkd_edge.export.accuracy import named
 from dtkd_edge.export.golden import Golden, same_type
 
 
@@ -30,6 +33,18 @@ def verify_stored(artifact: Artifact, golden: Golden) -> VerifyPart:
     return part
 
 
+def latency(artifact: Artifact, golden: Golden) -> dict[str, float]:
+    """The artefact's own median milliseconds as `verify.verdict` takes them: an engine's on its device, others on one thread, as
+    at export. Nothing of a graph whose engine is still to be built."""
+    manifest = artifact.manifest
+    is_engine = "model.engine" in manifest.files
+    if manifest.target == "tensorrt" and not is_engine:
+        return {}
+    frames = golden.frames[np.arange(max(manifest.input.shape[0], 1)) % len(golden.frames)]
+    with open_backend(artifact) if is_engine else open_backend(artifact, device="cpu", threads=1) as backend:
+        return {"here": verify.latency([verify.one_call(backend)], frames)[0]}
+
+
 def refuse(artifact: Artifact, part: VerifyPart, hint: str = "the artefact is kept and marked; use a higher --precision") -> None:
     """VerificationError where `part` did not pass, with the reason."""
     if part.passed:
@@ -38,7 +53,7 @@ def refuse(artifact: Artifact, part: VerifyPart, hint: str = "the artefact is ke
     if lost and not lost.passed:
         even = f", even with {len(made.kept)} of {made.layers} layers left out of int8" if made and made.kept else ""
         raise VerificationError(
-            f"{artifact.folder}: top-1 drops by {lost.drop:.1f} ± {lost.stderr:.1f} points on {lost.clips} clips, "
+            f"{artifact.folder}: {named(lost)}top-1 drops by {lost.drop:.1f} ± {lost.stderr:.1f} points on {lost.clips} clips, "
             f"{lost.max_drop:g} are allowed{even}",
             "use a float --precision, or allow more with --max-drop; the artefact is kept and marked",
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from dtkd_edge.artifact import EngineKey
 from dtkd_edge.console import say
-from dtkd_edge.deploy.backends.tensorrt import AMPERE, version_numbers
+from dtkd_edge.deploy.backends.tensorrt import AMPERE, advice, version_numbers
 from dtkd_edge.errors import DtkdEdgeError, MissingDependency, MissingDevice
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import atomic_path, cache_folder
@@ -94,11 +94,10 @@ def engine_key(here: EngineKey, request: Request) -> EngineKey:
     return here.model_copy(update={**asked, "dla": request.dla})
 
 
-def check_version(trt: Any) -> None:
+def check_version(trt: Any, root: Path = Path("/")) -> None:
+    """MissingDependency where TensorRT is too old, with what upgrades it on this machine: a PC, or a Jetson."""
     if version_numbers(trt.__version__)[:2] < OLDEST:
-        raise MissingDependency(
-            f"TensorRT {trt.__version__} is too old, 10.3 or newer is needed", "JetPack 6.1 or newer brings it"
-        )
+        raise MissingDependency(f"TensorRT {trt.__version__} is too old, 10.3 or newer is needed", advice("too old", root))
 
 
 def make_logger(trt: Any) -> Any:

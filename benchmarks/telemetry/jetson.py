@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dtkd_edge.benchmarks.telemetry import Reading, read
+from dtkd_edge.deploy.backends.devices import jetson_model
 
 # The one rail that feeds the whole module, by module: Orin Nano/NX and Xavier NX, Nano and TX1, Thor.
 INPUT_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")
@@ -80,15 +81,6 @@ def module_power(watts: dict[str, float]) -> float | None:
         if all(rail in watts for rail in rails):
             return round(sum(watts[rail] for rail in rails), 3)
     return None
-
-
-def jetson_model(root: Path = Path("/")) -> str | None:
-    """The module's name from the device tree ('NVIDIA Jetson Orin Nano …'), or None where this is no Jetson."""
-    model = read(root / "proc/device-tree/model") or read(root / "sys/firmware/devicetree/base/model")
-    if model and ("jetson" in model.lower() or "tegra" in model.lower()):
-        return model
-    release = read(root / "etc/nv_tegra_release")
-    return f"Jetson ({model or 'unknown module'})" if release else None
 
 
 def parse_l4t(text: str) -> str | None:

@@ -41,6 +41,23 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def jetson_model(root: Path = Path("/")) -> str | None:
+    """The module's name from the device tree ('NVIDIA Jetson Orin Nano …'), or None where this is no Jetson."""
+    trees = (root / "proc/device-tree/model", root / "sys/firmware/devicetree/base/model")
+    model = next((text for text in map(_text, trees) if text), "")
+    if "jetson" in model.lower() or "tegra" in model.lower():
+        return model
+    return f"Jetson ({model or 'unknown module'})" if _text(root / "etc/nv_tegra_release") else None
+
+
+def _text(path: Path) -> str:
+    """Empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
 @cache
 def nvidia_gpus() -> tuple[Gpu, ...]:
     """The GPUs that `nvidia-smi` lists; none where it is absent or fails (a Jetson before JetPack 7 has none)."""

@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,24 @@ from numpy.typing import NDArray
 
 from dtkd_edge.artifact import Artifact, EngineKey
 from dtkd_edge.deploy.backends.base import Backend
-from dtkd_edge.deploy.backends.devices import parse_device
+from dtkd_edge.deploy.backends.devices import jetson_model, parse_device
 from dtkd_edge.errors import ArtifactError, MissingDependency, MissingDevice, NotHereError
 
-INSTALL = (
-    'pip install "dtkd-edge[tensorrt]"; on a Jetson JetPack brings tensorrt: make the environment with --system-site-packages'
-)
-
-
+# What to do, on a PC and on a Jetson: there the libraries are JetPack's, and pip's are of desktop GPUs.
+ADVICE = {
+    "missing": (
+        'pip install "dtkd-edge[tensorrt]"',
+        "sudo apt install python3-libnvinfer, in an environment made with: python3 -m venv --system-site-packages",
+    ),
+    "too old": (
+        'pip install --upgrade "tensorrt>=10.3"',
+        "sudo apt update && sudo apt install nvidia-jetpack (JetPack 6.1 or newer has TensorRT 10.3; flash an older one anew)",
+    ),
+    "no cuda-python": (
+        'pip install "dtkd-edge[tensorrt]"',
+        'pip install "cuda-python>=12.4,<13" (JetPack 7: "cuda-python>=13")',
+    ),
+}
 TRIALS = 7  # launches of each kind, to see whether a CUDA graph is faster
 AMPERE = (8, 0)  # the compute capability from which on engines can be built for other GPUs
 
@@ -172,7 +183,8 @@ class Cuda:
 
     def _call(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
         if int(result[0]) != 0:
-            raise NotHereError(f"CUDA error {result[0]}", "is the GPU's memory full? see: nvidia-smi")
+            error = getattr(result[0], "name", result[0])
+            raise NotHereError(f"CUDA error {error}", "is the GPU's memory full? see: nvidia-smi")
         return result[1:]
 
     def stream(self) -> int:
@@ -181,7 +193,11 @@ class Cuda:
     def allocate(self, shape: tuple[int, ...], dtype: Any) -> _Buffer:
         size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
         host_address = int(self._call(self._rt.cudaMallocHost(size))[0])
-        device = int(self._call(self._rt.cudaMalloc(size))[0])
+        try:
+            device = int(self._call(self._rt.cudaMalloc(size))[0])
+        except NotHereError:
+            self._rt.cudaFreeHost(host_address)
+            raise
         raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(host_address))
         count = int(np.prod(shape))
         return _Buffer(raw[: count * np.dtype(dtype).itemsize].view(dtype).reshape(shape), host_address, device)
@@ -223,18 +239,25 @@ class Cuda:
         self._call(self._rt.cudaGraphExecDestroy(graph))
 
     def free(self, buffer: _Buffer) -> None:
-        self._call(self._rt.cudaFree(buffer.device))
-        self._call(self._rt.cudaFreeHost(buffer.host_address))
+        results = self._rt.cudaFree(buffer.device), self._rt.cudaFreeHost(buffer.host_address)  # both, whatever one says
+        for result in results:
+            self._call(result)
 
     def destroy(self, stream: int) -> None:
         self._call(self._rt.cudaStreamDestroy(stream))
+
+
+def advice(what: str, root: Path = Path("/")) -> str:
+    """What to do about it on this machine; `what`: a key of ADVICE."""
+    pc, jetson = ADVICE[what]
+    return jetson if jetson_model(root) else pc
 
 
 def import_tensorrt() -> Any:
     try:
         import tensorrt
     except (ImportError, OSError) as error:  # OSError: the bindings are there, their libraries are not
-        raise MissingDependency(f"TensorRT is not usable here: {str(error).splitlines()[0]}", INSTALL) from error
+        raise MissingDependency(f"TensorRT is not usable here: {str(error).splitlines()[0]}", advice("missing")) from error
     return tensorrt
 
 
@@ -245,7 +268,7 @@ def _import_cuda() -> Any:
         try:
             from cuda import cudart as runtime  # cuda-python before 12.6
         except ImportError as error:
-            raise MissingDependency("cuda-python is not installed", extra="tensorrt") from error
+            raise MissingDependency("cuda-python is not installed", advice("no cuda-python")) from error
     return runtime
 
 

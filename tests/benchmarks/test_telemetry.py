@@ -23,13 +23,12 @@ from dtkd_edge.benchmarks.telemetry import SOURCES, Reading, Sampler, Source
 from dtkd_edge.benchmarks.telemetry.cpu import CpuSource, parse_cpuinfo, parse_stat
 from dtkd_edge.benchmarks.telemetry.jetson import (
     jetpack,
-    jetson_model,
     parse_l4t,
     parse_power_mode,
     parse_tegrastats,
 )
 from dtkd_edge.benchmarks.telemetry.nvidia import decode_slowdowns, open_nvidia
-from dtkd_edge.deploy.backends.devices import nvidia_gpus
+from dtkd_edge.deploy.backends.devices import jetson_model, nvidia_gpus
 
 NANO = (
     "RAM 1409/3964MB (lfb 28x4MB) SWAP 0/1982MB (cached 0MB) IRAM 0/252kB(lfb 252kB) CPU [22%@518,67%@518,off,off] "

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 import torch
 from export_runs import CLASSES, write_run, write_video
 
-from dtkd_edge.export import clips, verify
+from dtkd_edge.export import clips, graph, verify
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +25,28 @@ def _one_thread() -> None:
 def _short_timing() -> None:
     """No test here looks at how fast an artefact is; a verdict's latencies are real but short."""
     verify.SECONDS = 0.05
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_trace_once() -> Iterator[None]:
+    """Tracing takes most of an export's time here. The same network asked for in the same way is the same graph (test_graph holds
+    that), whatever it is converted to: those of this session are kept."""
+    kept: dict[Any, bytes] = {}
+    real = graph.trace
+
+    def trace(module: torch.nn.Module, example: tuple[Any, ...], *rest: Any, **more: Any) -> onnx.ModelProto:
+        shapes = [(value.dtype, tuple(value.shape)) for value in example]
+        network = hashlib.sha256(pickle.dumps(module)).digest()  # weights, structure, every attribute
+        # The forward too: a test may have put another one in its place.
+        key = type(module).forward, network, repr((shapes, rest, more))
+        if key not in kept:
+            kept[key] = real(module, example, *rest, **more).SerializeToString()
+        return onnx.ModelProto.FromString(kept[key])
+
+    trace.__wrapped__ = real  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "trace", trace)
+        yield
 
 
 @pytest.fixture(scope="session")

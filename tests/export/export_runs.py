@@ -63,11 +63,11 @@ def trained(model: VideoModel, seed: int = 0, calm: float = 0.3) -> VideoModel:
 
 
 def teach(model: VideoModel, frames: np.ndarray, labels: np.ndarray) -> None:
-    """The head becomes the nearest class mean of the features: what a training reaches with clips that are easily told apart."""
+    """The first head becomes the nearest class mean of the features: what a training reaches with clips easily told apart."""
     with torch.no_grad():
         features = model.forward_features(fit_clip(torch.from_numpy(frames), model.info))[model.info.last_tap].mean((2, 3, 4))
         means = torch.stack([features[torch.from_numpy(labels) == k].mean(0) for k in range(labels.max() + 1)])
-        weight, bias = model.head_parameters()
+        weight, bias, *_ = model.head_parameters()
         weight.copy_(means - features.mean(0))
         bias.copy_(-0.5 * (means.square().sum(1) - features.mean(0).square().sum()))
 
@@ -82,12 +82,20 @@ def make_card(model: VideoModel, labels: dict[str, list[str]], options: dict | N
 
 
 def write_run(
-    folder: Path, root: Path, name: str = "tsm_tiny", size: int = 48, frames: int | None = None, **options: object
+    folder: Path,
+    root: Path,
+    name: str = "tsm_tiny",
+    size: int = 48,
+    frames: int | None = None,
+    labels: dict[str, list[str]] | None = None,
+    **options: object,
 ) -> Path:
     torch.manual_seed(0)
-    model = trained(create_model(name, len(CLASSES), size=size, frames=frames, **options), calm=0.0)
+    labels = labels or {"action": list(CLASSES)}
+    heads = {head: len(names) for head, names in labels.items()}
+    model = trained(create_model(name, heads, size=size, frames=frames, **options), calm=0.0)
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder / "student", model, make_card(model, {"action": list(CLASSES)}, dict(options)))
+    save_model(folder / "student", model, make_card(model, labels, dict(options)))
     text = f"name: {folder.name}\ndata: {{kind: folder, root: {root}}}\nstudent: {{model: {name}, size: {size}}}\n"
     (folder / "recipe.yaml").write_text(text)
     return folder

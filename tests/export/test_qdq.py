@@ -101,6 +101,28 @@ def test_the_layer_that_is_left_out_keeps_its_float_weights() -> None:
     assert layer.input[1] == "w"
 
 
+@pytest.mark.parametrize("second", ["other", "s_next"])
+def test_layers_are_ranked_by_what_the_logits_lose_in_their_own_spread(second: str) -> None:
+    """Two layers side by side. One's logits are a thousand times larger and lose next to nothing, or are a stream's state; the
+    other's hang on a weight that int8 rounds away."""
+    rng = np.random.default_rng(0)
+    fine = np.array([[1.0, 1e-3], [1.0, -1e-3]], np.float32)[:, :, None, None]  # the second input tells the classes apart
+    large = 1e3 * rng.standard_normal((2, 2, 1, 1)).astype(np.float32)
+    shapes = {"x": [1, 2, 1, 1], "s": [1, 2, 1, 1], "logits": [1, 2, 1, 1], second: [1, 2, 1, 1]}
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["front"], "front"),
+        helper.make_node("Relu", ["s"], ["past"], "past"),
+        helper.make_node("Conv", ["front", "fine"], ["logits"], "layer of fine"),
+        helper.make_node("Conv", ["past", "large"], [second], "layer of large"),
+    ]
+    constants = [numpy_helper.from_array(fine, "fine"), numpy_helper.from_array(large, "large")]
+    graph = helper.make_graph(nodes, "g", [values["x"], values["s"]], [values["logits"], values[second]], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = [{name: rng.uniform(0, 1, (1, 2, 1, 1)).astype(np.float32) for name in ("x", "s")} for _ in range(16)]
+    assert Quantizer(onnx.shape_inference.infer_shapes(proto), feeds).ranking()[0] == "layer of fine"
+
+
 def test_a_graph_without_a_layer_is_refused() -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])

@@ -262,19 +262,25 @@ class Recorder(Device):
         self.calls.append("forget")
 
 
-def _runner(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+CLIP = {"frames": (trt.TensorIOMode.INPUT, trt.DataType.UINT8), "action": (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT)}
+
+
+def _runner(
+    monkeypatch: pytest.MonkeyPatch, tensors: dict[str, Any] = CLIP, shapes: dict[str, tuple[int, ...]] | None = None
+) -> tuple[Any, Any, Any]:
+    """The runner's module with doubles of engine, context and device → (module, engine, context)."""
     from dtkd_edge.deploy.backends import tensorrt
 
-    tensors = {"frames": (trt.TensorIOMode.INPUT, trt.DataType.UINT8), "action": (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT)}
+    shapes = shapes or {"frames": (1, 8, 8, 8, 3), "action": (1, 2)}
     context = spec(
         trt.IExecutionContext, set_input_shape=True, set_tensor_address=True, execute_async_v3=True,
-        get_tensor_shape=lambda name: (1, 2) if name == "action" else (1, 8, 8, 8, 3),
+        get_tensor_shape=lambda name: shapes[name],
     )  # fmt: skip
     engine = spec(
-        trt.ICudaEngine, num_io_tensors=2, get_tensor_name=lambda i: list(tensors)[i],
+        trt.ICudaEngine, num_io_tensors=len(tensors), get_tensor_name=lambda i: list(tensors)[i],
         create_execution_context=lambda *_: context,
         get_tensor_mode=lambda name: tensors[name][0], get_tensor_dtype=lambda name: tensors[name][1],
-        get_tensor_shape=lambda name: (1, 2) if name == "action" else (1, 8, 8, 8, 3),
+        get_tensor_shape=lambda name: shapes[name],
     )  # fmt: skip
     runtime = spec(trt.Runtime, deserialize_cuda_engine=lambda data: engine if data == b"ENGINE" else None)
     module = types.SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt) if not name.startswith("__")})
@@ -364,43 +370,89 @@ def test_a_cuda_graph_is_used_where_it_pays(
     assert calls.count("forget") == (step == "launch")
 
 
-def test_a_capture_ends_even_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the real CUDA bindings' names and numbers of arguments."""
-    from cuda.bindings import runtime
+class Stream:
+    """A stream engine: the state counts the frames and sums their brightness, the logits are the state that came in.
 
-    called: list[str] = []
+    It runs on the real CUDA bindings' device of host memory, at the addresses that the runner gave it.
+    """
 
-    class Runtime:
-        """Takes what the real function takes, and returns that all went well."""
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from cuda_device import Gpu
 
-        def __getattr__(self, name: str) -> Any:
-            real = getattr(runtime, name)
-            if inspect.isclass(real):
-                return real
-            takes = re.findall(r"\w[^,]*", (real.__doc__ or "").splitlines()[0].partition("(")[2].rpartition(")")[0])
+        self.gpu, self.addresses = Gpu(), dict[str, int]()
+        inputs = {"frames": trt.DataType.UINT8, "past": trt.DataType.FLOAT}
+        outputs = {"action": trt.DataType.FLOAT, "past_next": trt.DataType.FLOAT}
+        modes = trt.TensorIOMode
+        tensors = {name: (modes.INPUT if name in inputs else modes.OUTPUT, kind) for name, kind in (inputs | outputs).items()}
+        shapes = {"frames": (1, 8, 8, 3), "past": (1, 2), "action": (1, 2), "past_next": (1, 2)}
+        self.tensorrt, self.engine, context = _runner(monkeypatch, tensors, shapes)
+        monkeypatch.setattr(self.tensorrt, "Cuda", REAL_CUDA)
+        monkeypatch.setattr(self.tensorrt, "_import_cuda", lambda: self.gpu)
+        context.set_tensor_address.side_effect = lambda name, address: self.addresses.update({name: address}) or True
+        context.execute_async_v3.side_effect = lambda stream: self.gpu.put(self._compute, stream) or True
 
-            def call(*args: Any) -> tuple[int, int]:
-                assert len(args) == len(takes), f"{name}{takes}"
-                called.append(name)
-                return 0, 5
+    def _compute(self) -> None:
+        import ctypes
 
-            return call
+        frames = self.gpu.read(self.addresses["frames"], np.zeros((1, 8, 8, 3), np.uint8))
+        past = self.gpu.read(self.addresses["past"], np.zeros((1, 2), np.float32))
+        for name, value in (("action", past), ("past_next", past + np.array([[1, frames.mean()]], np.float32))):
+            ctypes.memmove(self.addresses[name], value.ctypes.data, value.nbytes)
 
-    cuda = REAL_CUDA.__new__(REAL_CUDA)
-    cuda._rt = Runtime()
-    assert cuda.capture(1, lambda: None) == 5
-    cuda.launch(5, 1)
-    cuda.forget(5)
-    wanted = ["StreamBeginCapture", "StreamEndCapture", "GraphInstantiate", "GraphDestroy", "GraphLaunch", "GraphExecDestroy"]
-    assert called == [f"cuda{name}" for name in wanted]
-    called.clear()
 
-    def fails() -> None:
-        raise NotHereError("no")
+@pytest.mark.parametrize("as_graph", [True, False])
+def test_a_streams_states_go_from_run_to_run_until_it_is_reset(
+    engine_folder: Path, monkeypatch: pytest.MonkeyPatch, as_graph: bool
+) -> None:
+    from dtkd_edge.artifact import Artifact, InputPart, StatePart, StreamPart, unfinished
 
-    with pytest.raises(NotHereError):
-        cuda.capture(1, fails)
-    assert called == ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphDestroy", "cudaGetLastError"]
+    stage = Stream(monkeypatch)
+    medians = iter([0.0, 1.0] if as_graph else [1.0, 0.0])  # of a graph's launches, and of the others
+    monkeypatch.setattr(stage.tensorrt, "statistics", types.SimpleNamespace(median=lambda times: next(medians)))
+    states = [StatePart(name="past", shape=[1, 2], dtype="float32")]
+    manifest = Artifact.open(engine_folder).manifest.model_copy(
+        update={"mode": "stream", "input": InputPart(shape=[1, 8, 8, 3], states=states), "stream": StreamPart(delay=0)}
+    )
+    backend = stage.tensorrt.open_backend(unfinished(engine_folder, manifest))
+    for _ in range(2):  # the second time from an empty state again
+        for number, brightness in enumerate((10, 20, 30)):
+            action = backend.run(np.full((1, 8, 8, 3), brightness, np.uint8))["action"]
+            assert action.tolist() == [[number, sum((10, 20, 30)[:number])]]
+        assert backend.states["past"].tolist() == [[3, 60]]
+        backend.reset()
+        assert not backend.states["past"].any()
+    launches = stage.gpu.calls.count("cudaGraphLaunch")
+    assert launches == runner_module.TRIALS + (5 if as_graph else 0)
+    backend.close()
+    backend.close()
+    assert not stage.gpu.memory and not stage.gpu.graphs and not stage.gpu.streams  # all is given back
+
+
+@pytest.mark.parametrize("built", [{}, {"version_compatible": True}, {"dla": 1}])
+def test_how_the_runtime_is_set_before_it_loads_an_engine(
+    engine_folder: Path, monkeypatch: pytest.MonkeyPatch, built: dict
+) -> None:
+    from dtkd_edge.artifact import Artifact
+
+    tensorrt, engine, _ = _runner(monkeypatch)
+    runtime = tensorrt.import_tensorrt().Runtime(None)
+    runtime.engine_host_code_allowed, runtime.DLA_core = False, -1
+    seen: list[tuple[bool, int]] = []
+
+    def load(data: bytes) -> Any:
+        seen.append((runtime.engine_host_code_allowed, runtime.DLA_core))
+        return engine
+
+    runtime.deserialize_cuda_engine.side_effect = load
+    artifact = Artifact.open(engine_folder)
+    assert artifact.manifest.engine_key is not None
+    artifact.manifest.engine_key = artifact.manifest.engine_key.model_copy(update=built)
+    tensorrt.open_backend(artifact).close()
+    # Only an engine with a runtime of its own may run its code; everything else stays as TensorRT has it.
+    assert seen == [("version_compatible" in built, built.get("dla", -1))]
+    for name in ("engine_host_code_allowed", "DLA_core"):
+        assert isinstance(inspect.getattr_static(trt.Runtime, name), property)
+        assert inspect.getattr_static(trt.Runtime, name).fset is not None
 
 
 @pytest.mark.parametrize(
