@@ -136,6 +136,9 @@ class OptimConfig(_Section):
     accumulate: int = Field(1, ge=1, le=4096, description="batches that one step of the optimiser adds up")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of weights that is evaluated and kept; 0: none")
     clip_grad: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    max_rise: float = Field(
+        100.0, ge=0, description="loss that stops the training, as a multiple of the first steps' median (at least 1); 0: none"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes have alike")
     freeze_bn: bool = Field(False, description="keep the batch norms' loaded statistics")
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")

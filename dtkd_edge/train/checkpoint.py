@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ VERSION = 2
 @dataclass
 class TrainState:
     """Everything that the next epoch depends on. `epoch` counts finished epochs; `rng` and `device_rng` are torch's generators
-    of the CPU and of the CUDA device (dropout draws from the latter), one per process; `ema` is the moving average of weights."""
+    of the CPU and of the CUDA device (dropout draws from the latter), one per process; `ema` is the moving average of weights;
+    `first_losses` say where the loss began."""
 
     epoch: int
     step: int
@@ -31,6 +35,12 @@ class TrainState:
     device_rng: list[torch.Tensor] | None = None
     ema: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
+    first_losses: list[float] | None = None
+
+
+def previous(path: Path) -> Path:
+    """Where the state before the newest one is kept while a phase trains."""
+    return path.with_name(path.name + ".previous")
 
 
 def save_state(path: Path, state: TrainState) -> None:
@@ -38,12 +48,18 @@ def save_state(path: Path, state: TrainState) -> None:
     torch.save(asdict(state), whole)
     with atomic_path(path) as aside:
         aside.write_bytes(whole.getbuffer())
+        with suppress(OSError):  # the first state, or a file system without links
+            previous(path).unlink(missing_ok=True)
+            previous(path).hardlink_to(path)
 
 
-def load_state(path: Path) -> TrainState | None:
-    """The saved state, or None where there is none yet."""
+def load_state(path: Path, tell: Callable[[str], None] = lambda _: None) -> TrainState | None:
+    """The newest whole state, or None where there is none yet. tell: given a line where that is the one before the newest."""
     if not path.is_file():
         return None
+    if not _whole(path) and _whole(previous(path)):
+        tell(f"{path}: damaged; the state before it is whole")
+        path = previous(path)
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
         state = TrainState(**raw)
@@ -55,3 +71,12 @@ def load_state(path: Path) -> TrainState | None:
         other = f"{path}: checkpoint version {state.version}, this dtkd-edge reads {VERSION}"
         raise CheckpointError(other, "remove it to train that phase again")
     return state
+
+
+def _whole(path: Path) -> bool:
+    """Whether every byte of the archive is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -9,23 +9,25 @@ import numpy as np
 import torch
 
 from dtkd_edge.models.base import VideoModel, fit_clip
+from dtkd_edge.train.memory import InParts
 from dtkd_edge.train.scores import Scores
 
 
 @torch.inference_mode()
 def evaluate(model: VideoModel, loader: Iterable[dict[str, Any]], device: torch.device) -> Scores:
-    """Run the model in eval mode (and put it back as it was)."""
+    """Run the model in eval mode (and put it back as it was), on parts of a batch where the memory is short."""
     was_training = model.training
     model.eval()
     logits: dict[str, list[torch.Tensor]] = {head: [] for head in model.heads}
     labels: dict[str, list[torch.Tensor]] = {head: [] for head in model.heads}
     index: list[torch.Tensor] = []
     broken: list[str] = []
+    run = InParts(lambda frames: model(fit_clip(frames.to(device, non_blocking=True), model.info)), "evaluation")
     for batch in loader:
         broken += [why for _, why in batch.get("broken", [])]
         if batch["frames"] is None or len(batch["frames"]) == 0:
             continue
-        out = model(fit_clip(batch["frames"].to(device, non_blocking=True), model.info))
+        out = run(batch["frames"])
         index.append(batch["index"])
         for head in model.heads:
             logits[head].append(out[head].float().cpu())

@@ -19,13 +19,14 @@ from dtkd_edge.console import Bar, progress
 from dtkd_edge.data.dataset import ClipDataset
 from dtkd_edge.data.loader import Loader
 from dtkd_edge.distill.task import DistillationTask, TeacherOutput
-from dtkd_edge.errors import CheckpointError, DataError, InputError, NotHereError
+from dtkd_edge.errors import CheckpointError, DataError, NotHereError
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import AugmentConfig, OptimConfig
-from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
+from dtkd_edge.train.checkpoint import TrainState, load_state, previous, save_state
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
-from dtkd_edge.train.memory import is_out_of_memory, too_large
+from dtkd_edge.train.loss_check import Step, check_loss
+from dtkd_edge.train.memory import is_out_of_memory, memory_errors, too_large
 from dtkd_edge.train.mixing import mix
 from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
 from dtkd_edge.train.scores import Scores
@@ -51,6 +52,7 @@ class Phase:
     taught: TeacherCache | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     broken: set[str] = field(default_factory=set)
+    first_losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.device = self.engine.device
@@ -60,6 +62,11 @@ class Phase:
 
             self.ema = ModelEmaV3(self.task.student, self.config.ema, use_warmup=True)
         self.module: nn.Module = self.task
+
+    @property
+    def section(self) -> str:
+        """Of the recipe that its settings stand in."""
+        return "train" if self.name == "student" else f"teachers.{self.name}.train"
 
     @property
     def model(self) -> VideoModel:
@@ -72,11 +79,11 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
     end the student holds what is to be kept."""
     config, task, engine = phase.config, phase.task, phase.engine
     optimizer = make_optimizer(config, task, task.student)
-    state = load_state(phase.checkpoint) if resume else None
+    state = load_state(phase.checkpoint, lambda line: log.note(line, phase=phase.name)) if resume else None
     first = 0
     if state is not None:
         restore(phase, optimizer, state)
-        first, phase.broken = state.epoch, set(state.broken)
+        first, phase.broken, phase.first_losses = state.epoch, set(state.broken), state.first_losses or []
         log.note(f"{phase.name}: resumed after epoch {first} of {config.epochs}", phase=phase.name)
     log.rewind(phase.name, first)
     phase.module = engine.distribute(task)
@@ -99,6 +106,8 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
                 log_line(phase.name, epoch + 1, config.epochs, entry)
             if last or (epoch + 1) % config.checkpoint_every == 0:
                 save(phase, optimizer, epoch + 1, step)
+    if engine.main:
+        previous(phase.checkpoint).unlink(missing_ok=True)
     if phase.ema is not None:
         task.student.load_state_dict(phase.ema.module.state_dict())
     task.student.eval()
@@ -122,6 +131,7 @@ def save(phase: Phase, optimizer: torch.optim.Optimizer, epoch: int, step: int) 
                 device_rng=device_rng,
                 ema=None if phase.ema is None else phase.ema.module.state_dict(),
                 scaler=phase.engine.scaler.state_dict(),
+                first_losses=phase.first_losses,
             ),
         )
     phase.engine.wait()
@@ -153,15 +163,6 @@ def restore(phase: Phase, optimizer: torch.optim.Optimizer, state: TrainState) -
         torch.set_rng_state(state.rng[rank])
         if state.device_rng is not None and phase.device.type == "cuda":
             torch.cuda.set_rng_state(state.device_rng[rank], phase.device)
-
-
-@dataclass
-class Step:
-    """What is looked at one step later, so that a device need not be waited for: is everything still finite?"""
-
-    number: int
-    values: dict[str, torch.Tensor]
-    clips: list[int]
 
 
 def train_epoch(
@@ -201,14 +202,14 @@ def train_epoch(
         if not more:
             values |= update(phase, optimizer, step + number)
         if before is not None:
-            _check_finite(phase, before, epoch)
+            check_loss(phase, before, epoch, log)
         before = Step(number, values, batch["index"].tolist())
         collect(sums, result, labels)
         count += 1
         bar.advance()
     if before is None:
         raise DataError(f"{phase.name}: no whole batch in epoch {epoch + 1}", "look for broken clips with: dtkd-edge data check")
-    _check_finite(phase, before, epoch)
+    check_loss(phase, before, epoch, log)
     for message in sorted(set().union(*engine.gather(phase.broken))):
         count_broken(phase, [(-1, message)], log)  # what other ranks have met
     means = {name: round(float(engine.mean(value)) / count, 6) for name, value in sums.items()}
@@ -261,9 +262,8 @@ def out_of_memory(phase: Phase, inputs: Inputs) -> NotHereError:
         phase.task.zero_grad(set_to_none=True)
         return forward_backward(phase, inputs.first(count), more=False) is not None
 
-    section = "train" if phase.name == "student" else f"teachers.{phase.name}.train"
     alone = phase.engine.world == 1  # the other ranks would wait for this one's gradients
-    return too_large(section, len(inputs.frames), phase.config.accumulate, fits if alone else None)
+    return too_large(phase.section, len(inputs.frames), phase.config.accumulate, fits if alone else None)
 
 
 def update(phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> dict[str, torch.Tensor]:
@@ -276,7 +276,10 @@ def update(phase: Phase, optimizer: torch.optim.Optimizer, step: int) -> dict[st
         trained = [p for p in phase.task.parameters() if p.requires_grad]
         norm = nn.utils.clip_grad_norm_(trained, config.clip_grad, foreach=True)
         values = {} if scaler.is_enabled() else {"gradient": norm}
-    scaler.step(optimizer)
+    # The optimizer's memory is one or two values per weight, made in the first step; the batch has no part in it.
+    smaller = f"take a smaller network, or {phase.section}.optimizer=sgd, which keeps one value per weight and adamw two"
+    with memory_errors(f"{phase.section}: a step of {config.optimizer}", smaller):
+        scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     if phase.ema is not None:
@@ -319,19 +322,6 @@ def count_broken(phase: Phase, broken: list[tuple[int, str]], log: RunLog) -> No
             f"= {phase.max_broken:g} allows",
             "look at them with: dtkd-edge data check   (or raise data.max_broken)",
         )
-
-
-def _check_finite(phase: Phase, step: Step, epoch: int) -> None:
-    finite = torch.stack([value.float() for value in step.values.values()]).isfinite()
-    if bool(finite.all()):
-        return
-    bad = [name for name, good in zip(step.values, finite.tolist(), strict=True) if not good]
-    bad = [name for name in bad if name not in ("loss", "gradient")] or bad[:1]  # the term that it came from
-    files = ", ".join(str(phase.data.catalogue[i].path) for i in step.clips[:3])
-    raise InputError(
-        f"{phase.name}: {' and '.join(bad)} is not finite at epoch {epoch + 1}, step {step.number + 1} (clips: {files}, …)",
-        "lower train.lr, or continue from the last whole epoch with --resume after changing it",
-    )
 
 
 def _summary(entry: dict[str, Any]) -> str:

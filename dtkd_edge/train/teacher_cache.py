@@ -40,6 +40,7 @@ from dtkd_edge.errors import DataError, InputError
 from dtkd_edge.files import atomic_folder, one_at_a_time
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.train.engine import Engine
+from dtkd_edge.train.memory import InParts
 
 FILL_BATCH = 32
 SCALE, HEAD, TAP = ".scale", "head-", "tap-"
@@ -134,12 +135,17 @@ class TeacherCache:
     @torch.no_grad()
     def _outputs(self, name: str, loader: Loader, view: int) -> Iterator[tuple[Array, dict[str, Tensor]]]:
         """Clip numbers and what the teacher says of them, batch by batch."""
-        for batch in self._batches(loader, view):
+
+        def ask(frames: Tensor) -> dict[str, Tensor]:
             with self.engine.autocast():
-                output = self.task.teach(batch["frames"].to(self.device), only={name}, to_store=True)[name]
+                output = self.task.teach(frames.to(self.device), only={name}, to_store=True)[name]
             heads = {HEAD + head: value for head, value in output.logits.items()}
             taps = {TAP + tap: value for tap, value in output.features.items()}
-            yield batch["index"].numpy(), {**taps, "pooled": output.pooled, **heads}
+            return {**taps, "pooled": output.pooled, **heads}
+
+        teach = InParts(ask, f"teachers.views: the outputs of {name}")
+        for batch in self._batches(loader, view):
+            yield batch["index"].numpy(), teach(batch["frames"])
 
     def _make_files(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Empty arrays on disk, after a look at the room for all views: not when hours were spent on the first ones."""

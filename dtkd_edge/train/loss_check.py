@@ -1,0 +1,57 @@
+"""Is the loss still a number, and near where it began? If not, the training stops and says where."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtkd_edge.errors import InputError
+from dtkd_edge.train.log import RunLog
+
+if TYPE_CHECKING:
+    from dtkd_edge.train.loop import Phase
+
+FIRST_STEPS = 10  # whose median says where the loss began
+
+
+@dataclass
+class Step:
+    """What is looked at one step later, so that a device need not be waited for: is everything still finite, and the loss in
+    the range where it began?"""
+
+    number: int
+    values: dict[str, torch.Tensor]
+    clips: list[int]
+
+
+def check_loss(phase: Phase, step: Step, epoch: int, log: RunLog) -> None:
+    """InputError where a value is not finite, or the loss is more than `max_rise` times the median of the phase's first steps
+    (of which a median below 1 counts as 1: who begins with a taught network begins near 0). In 266 trainings, with every method,
+    no epoch's mean loss was above 4 times that of the first; what diverges is soon above 1000 times."""
+    values = dict(zip(step.values, torch.stack([value.float() for value in step.values.values()]).tolist(), strict=True))
+    loss, weights, config = values["loss"], phase.task.weights, phase.config
+    where = f"at epoch {epoch + 1}, step {step.number + 1}"
+    if bad := [name for name, value in values.items() if not math.isfinite(value)]:
+        bad = [name for name in bad if name not in ("loss", "gradient")] or bad[:1]  # the term that it came from
+        what = f"{' and '.join(bad)} is not finite {where}"
+        limit = ""
+    else:
+        usual = max(median(phase.first_losses), 1.0) if phase.first_losses else math.inf
+        if not config.max_rise or loss <= config.max_rise * usual:
+            if len(phase.first_losses) < FIRST_STEPS:
+                phase.first_losses.append(loss)
+            return
+        term = max(weights, key=lambda name: weights[name] * values.get(name, 0.0))
+        what = f"the loss rose to {loss:.4g}, most of it {term}, {where}, from {usual:.3g}"
+        limit = f"; {phase.section}.max_rise={config.max_rise:g} is the limit"
+    files = [str(phase.data.catalogue[i].path) for i in step.clips]
+    log.add({"phase": phase.name, "stopped": what, "step": step.number + 1, "clips": files})
+    named = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    raise InputError(
+        f"{phase.name}: {what} (clips: {named}; all in {log.path.name})",
+        f"lower {phase.section}.lr, also to continue from the last whole epoch with --resume{limit}",
+    )
