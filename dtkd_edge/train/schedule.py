@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from torch import nn
@@ -26,17 +25,37 @@ def learning_rate(config: OptimConfig, step: int, total: int) -> float:
 
 def layer_depths(model: VideoModel) -> dict[int, int]:
     """id of a parameter → number of its block, in the order in which the model names them; what stands before the first block
-    is 0, and what stands behind the last one (norm, head) is one deeper than it."""
+    is 0, what stands behind the last one (norm, head) is one deeper than it, and what joins two stages of blocks goes with the
+    block before."""
     head = {id(p) for p in model.head_parameters()}
     depths: dict[int, int] = {}
-    depth, block = 0, None
+    depth, block = 0, ""
     for name, parameter in model.named_parameters():
-        found = re.match(r"(.*?\.\d+)(?:\.|$)", name)  # blocks.3.attn.qkv.weight → blocks.3
-        current = found.group(1) if found and id(parameter) not in head else None
-        if current != block and (current is not None or block is not None):
+        current = "" if id(parameter) in head else _block(model, name)
+        if current is not None and current != block:
             depth, block = depth + 1, current
         depths[id(parameter)] = depth
     return depths
+
+
+def _block(model: nn.Module, name: str) -> str | None:
+    """The block that a parameter belongs to: blocks.3.attn.qkv.weight → blocks.3; features.4.5.attn.qkv.weight → features.4.5,
+    where features.4 is a stage of blocks. "": to none; None: to what joins two stages, such as features.3.reduction.weight."""
+    parts = name.split(".")
+    module = model
+    for place, part in enumerate(parts[:-1]):
+        beside, module = module, module.get_submodule(part)
+        if part.isdecimal() and not _is_stage(module):
+            between = any(_is_stage(other) for other in beside.children())
+            return None if between else ".".join(parts[: place + 1])
+    return ""
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether it is a plain list of blocks: of modules with a name of their own and parts."""
+    lists = (nn.Sequential, nn.ModuleList)
+    blocks = list(module.children())
+    return type(module) in lists and bool(blocks) and all(any(b.children()) and not isinstance(b, lists) for b in blocks)
 
 
 def make_optimizer(config: OptimConfig, task: nn.Module, student: VideoModel) -> torch.optim.Optimizer:

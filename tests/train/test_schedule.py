@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dtkd_edge.models import create_model
 from dtkd_edge.recipe import OptimConfig
-from dtkd_edge.train.schedule import learning_rate, make_optimizer, set_learning_rate
+from dtkd_edge.train.schedule import layer_depths, learning_rate, make_optimizer, set_learning_rate
 
 
 @given(total=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["cosine", "step", "constant"]))
@@ -48,6 +48,26 @@ def test_layer_decay_lowers_the_rate_block_by_block() -> None:
     assert blocks == pytest.approx([0.1 * 0.5 ** (4 - i) for i in range(4)])
     assert rate["head.linear.action.weight"] == pytest.approx(0.2)
     assert rate["position"] == min(rate.values())
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("swin3d_t", 12), ("mvit_v2_s", 16), ("s3d", 12), ("r2plus1d_18", 12)])
+def test_blocks_are_counted_whatever_holds_them(name: str, blocks: int) -> None:
+    with torch.device("meta"):
+        model = create_model(name, 4)
+    depths = layer_depths(model)
+    named = {key: depths[id(parameter)] for key, parameter in model.named_parameters()}
+    assert max(named.values()) == blocks + 1
+    assert {depths[id(parameter)] for parameter in model.head_parameters()} == {blocks + 1}
+
+
+def test_what_joins_two_stages_goes_with_the_block_before() -> None:
+    with torch.device("meta"):
+        model = create_model("swin3d_t", 4)
+    depths = layer_depths(model)
+    named = {key.removeprefix("backbone."): depths[id(parameter)] for key, parameter in model.named_parameters()}
+    keys = ["patch_embed.proj.weight", "features.0.0.norm1.weight", "features.0.1.mlp.3.weight", "features.1.reduction.weight"]
+    assert [named[key] for key in [*keys, "features.2.0.norm1.weight"]] == [0, 1, 2, 2, 3]
+    assert named["features.4.5.norm1.weight"] == 10
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
