@@ -60,8 +60,9 @@ class _Silent:
 
 
 @contextmanager
-def progress(title: str, total: int, hidden: bool = False) -> Iterator[Bar]:
-    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead), nor where it is hidden."""
+def progress(title: str, total: int, hidden: bool = False, *, own_time: bool = False) -> Iterator[Bar]:
+    """A bar on a terminal's standard error; nothing elsewhere (say the result as a line instead), nor where it is hidden.
+    own_time: the caller's notes say what time is left; steps of very different lengths tell nothing of it."""
     if hidden or not sys.stderr.isatty():
         yield _Silent()
         return
@@ -72,7 +73,7 @@ def progress(title: str, total: int, hidden: bool = False) -> Iterator[Bar]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        *([] if own_time else [TimeRemainingColumn()]),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

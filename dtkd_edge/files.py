@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dtkd_edge.errors import InputError
+from dtkd_edge.errors import InputError, UsageError
 
 
 @contextmanager
@@ -95,6 +95,32 @@ def one_at_a_time(folder: Path, waiting: Callable[[], object] | None = None) -> 
         yield
 
 
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold an existing folder against a second process that would write into it: UsageError there, at once. The lock goes with
+    the process that holds it, however that one ends; its file stays."""
+    import fcntl
+
+    with disk_errors(folder):
+        lock = (folder / ".lock").open("a+", encoding="utf-8")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            who = lock.read().strip() or "another process"
+            raise UsageError(
+                f"{folder}: {who} writes here", "wait for it or end it, then run the same command again; or give another --out"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        with suppress(OSError):  # a full disk: the lock holds without a name in it
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+            lock.flush()
+        yield
+
+
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two names in one step, where the C library and the file system can (Linux: renameat2)."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -140,8 +166,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def check_place(path: Path) -> None:
     """InputError, before a long work, where `path` could not be made when it ends."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         except FileNotFoundError as error:  # /proc and the like take no files, and say so in this way

@@ -81,9 +81,12 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
         if first["type"] == "extra_forbidden":
             known = ", ".join(_keys_beside(first["loc"])) or "none"
             raise RecipeError(f"{where}: unknown key {key}", f"known keys there: {known}") from error
-        given = first["input"] if isinstance(first["input"], (str, int, float, bool, list)) else "…"
         message = first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{where}: {key}: {message} (given: {given!r})", "correct that value, or --set it") from error
+        given = first["input"]
+        if isinstance(given, (str, int, float, bool, list)):
+            message += f" (given: {given!r})"
+        stands = f"{where}: {key}" if first["loc"] else where
+        raise RecipeError(f"{stands}: {message}", "correct that value, or --set it") from error
 
 
 def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:

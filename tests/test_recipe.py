@@ -50,7 +50,7 @@ LIGHTEST = ["student.model=tsm_mobilenetv2_100", "student.stride=8"]
     ("name", "more"),
     [*((name, []) for name in recipe_reader.shipped()), ("hmdb51", SLOWFAST), ("epic100", SLOWFAST), ("hmdb51", LIGHTEST)],
 )
-def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path) -> None:
+def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     phases = pytest.importorskip("dtkd_edge.train.phases", reason="needs torch")
     assert all(override in recipe_reader.text_of(name) for override in more)
     loaded = recipe_reader.load(name, more)
@@ -58,7 +58,7 @@ def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path)
     for model in (loaded.student, loaded.teachers.cnn, loaded.teachers.vit):
         if model is not None and model.weights != "none":  # where they lie needs a network; that they are known does not
             published.append((model.model, model.weights))
-            model.weights = "none"
+    monkeypatch.setattr(phases, "load_weights", lambda model, source: None)
     phases.check_models(loaded, tmp_path)
     for model_name, weights in published:
         assert weights in phases.create_model(model_name, 2).sources()
@@ -93,6 +93,13 @@ def test_a_wrong_value_is_named(path: Path, key: str, value: str, said: str) -> 
     assert said in caught.value.message
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_exclude_each_other_are_said_once(path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe_reader.load(path, ["teachers.views=2", "augment.mixup=0.2"])
+    told = "augment.mixup and augment.cutmix make new pictures in every step: leave teachers.views out"
+    assert caught.value.message == f"{path}: {told}"
 
 
 def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
-from dtkd_edge.files import disk_errors, write_json, write_text
+from dtkd_edge.files import check_place, disk_errors, sole_writer, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
 from dtkd_edge.runs import RUNS
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
-from dtkd_edge.train.phases import RunContext, RunData, check_models, predictions, train_student, train_teacher
+from dtkd_edge.train.memory import memory_errors
+from dtkd_edge.train.phases import RunContext, RunData, check_heads, check_models, predictions, train_student, train_teacher
 from dtkd_edge.train.run_report import save_predictions, write_run_report
 from dtkd_edge.train.scores import Scores
 
@@ -57,27 +59,33 @@ def _open_run(
 
 def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
     # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
+    if engine.main:
+        check_place(folder)
     check_models(config, folder)
     data = RunData.open(config)
+    check_heads(config, folder, data)
     saved = folder / "recipe.yaml"
-    before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+    before: str | None = None
     engine.wait()
-    if engine.main:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(saved, config.to_yaml())
-    try:
-        with disk_errors(folder):
-            run_phases(config, folder, data, engine, resume=resume)
-    except (CheckpointError, RecipeError):
-        if before is not None and engine.main:  # what this call changed does not fit the run: leave it as it was
-            write_text(saved, before)
-        raise
-    except KeyboardInterrupt:
+    with ExitStack() as held:
         if engine.main:
-            again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
-            say(f"interrupted; whole epochs are kept. Continue with: {again}")
-        raise
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(sole_writer(folder))
+                before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+                write_text(saved, config.to_yaml())
+        try:
+            with disk_errors(folder), memory_errors(config.name):
+                run_phases(config, folder, data, engine, resume=resume)
+        except (CheckpointError, RecipeError):
+            if before is not None and engine.main:  # what this call changed does not fit the run: leave it as it was
+                write_text(saved, before)
+            raise
+        except KeyboardInterrupt:
+            if engine.main:
+                again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+                say(f"interrupted; whole epochs are kept. Continue with: {again}")
+            raise
 
 
 def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, resume: bool) -> None:

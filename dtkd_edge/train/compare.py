@@ -14,14 +14,10 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
 import sys
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +28,14 @@ from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.data.catalogue import GENERATED, open_split
 from dtkd_edge.distill.methods import find_method, needed_teachers
-from dtkd_edge.errors import DtkdEdgeError, RecipeError, UsageError
-from dtkd_edge.files import write_json, write_text
+from dtkd_edge.errors import RecipeError, UsageError
+from dtkd_edge.files import check_place, write_json, write_text
+from dtkd_edge.recipe import Recipe
 from dtkd_edge.runs import RUNS
 from dtkd_edge.train.compare_report import cells, columns, compare_page, csv_text
+from dtkd_edge.train.jobs import TEACHERS, Job, epochs_of, mean_top1, run_jobs
 
 METHODS = "ce,kd-vit,kd-cnn,kd-mean,dtkd"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training in a process of its own."""
-
-    seed: int
-    method: str  # or 'teachers'
-    folder: Path
-    overrides: tuple[str, ...]
-
-    def command(self, recipe: str) -> list[str]:
-        sets = [part for override in self.overrides for part in ("--set", override)]
-        return [sys.executable, "-m", "dtkd_edge", "train", recipe, *sets, "--out", str(self.folder), "--resume"]
 
 
 def compare(
@@ -77,6 +61,7 @@ def compare(
         raise UsageError(f"--methods {methods}: expected different methods, comma separated", f"for example: {METHODS}")
     variants = {name: settings(name) for name in names}
     base = list(overrides or [])
+    _refuse_what_compare_gives(base)
     config = recipes.load(recipe, base)
     needed = {name: needed_teachers(recipes.load(recipe, [*base, *sets]).distill) for name, sets in variants.items()}
     trained = sorted(set().union(*needed.values()))
@@ -89,32 +74,13 @@ def compare(
 
     if resplit:
         _check_resplit(recipe, base, numbers)
-
-    def of_seed(seed: int) -> tuple[str, ...]:
-        return (*base, f"seed={seed}", *([f"data.seed={seed}"] if resplit else []))
-
-    # Both teachers where the recipe has both, so that methods can be added to a finished comparison.
-    reads_all = "kd-vit" if config.teachers.cnn is None else "kd-cnn" if config.teachers.vit is None else "dtkd"
-
-    def teachers_job(seed: int) -> Job:
-        overrides = (*of_seed(seed), f"distill.method={reads_all}", "phases=teachers")
-        return Job(seed, "teachers", folder / f"seed-{seed}" / "teachers", overrides)
-
-    def method_job(seed: int, method: str) -> Job:
-        source = folder / f"seed-{seed}" / "teachers" / "teachers"
-        given = [
-            f"teachers.{name}.{key}"
-            for name in needed[method]
-            for key in (f"weights={(source / name).resolve()}.safetensors", "train=null")
-        ]
-        if needed[method] and config.teachers.views is not None and config.teachers.cache is None:
-            given.append(f"teachers.cache={(folder / f'seed-{seed}' / 'teachers' / 'cache').resolve()}")
-        return Job(seed, method, folder / f"seed-{seed}" / method, (*of_seed(seed), *variants[method], *given))
-
-    for seed in numbers:
-        for job in (teachers_job(seed), *(method_job(seed, name) for name in names)):
-            _refuse_another_run(job, recipe)
-    _run_all(recipe, [teachers_job(s) for s in numbers] if trained else [], method_job, names, numbers, jobs)
+    jobs_to_do = _jobs(recipe, base, folder, numbers, variants, needed, config, resplit)
+    for job in jobs_to_do:
+        _refuse_another_run(job, recipe)
+    if not all(job.finished for job in jobs_to_do):
+        _check_methods(recipe, base, variants, folder / f"seed-{numbers[0]}" / TEACHERS)
+    check_place(folder / "compare.json")
+    run_jobs(recipe, jobs_to_do, jobs)
     result = summarise(folder, names, numbers, trained)
     result |= {"recipe": recipe, "resplit": resplit, "overrides": base, "command": shlex.join(["dtkd-edge", *sys.argv[1:]])}
     write_json(folder / "compare.json", result)
@@ -126,6 +92,63 @@ def compare(
         print_table(table(result))
         say(f"all runs: {folder}   report: {folder / 'compare.html'}")
     return result
+
+
+def _jobs(
+    recipe: str,
+    base: list[str],
+    folder: Path,
+    seeds: list[int],
+    variants: dict[str, tuple[str, ...]],
+    needed: dict[str, set[str]],
+    config: Recipe,
+    resplit: bool,
+) -> list[Job]:
+    """All trainings: each seed's teachers, where a method reads any, then its methods."""
+    # Both teachers where the recipe has both, so that methods can be added to a finished comparison.
+    reads_all = "kd-vit" if config.teachers.cnn is None else "kd-cnn" if config.teachers.vit is None else "dtkd"
+
+    def job(seed: int, name: str, own: tuple[str, ...]) -> Job:
+        overrides = (*base, f"seed={seed}", *([f"data.seed={seed}"] if resplit else []), *own)
+        return Job(seed, name, folder / f"seed-{seed}" / name, overrides, epochs_of(recipes.load(recipe, overrides)))
+
+    def given(seed: int, name: str) -> list[str]:
+        run = (folder / f"seed-{seed}" / TEACHERS).resolve()
+        sets = [
+            f"teachers.{teacher}.{key}"
+            for teacher in sorted(needed[name])
+            for key in (f"weights={run / TEACHERS / teacher}.safetensors", "train=null")
+        ]
+        if needed[name] and config.teachers.views is not None and config.teachers.cache is None:
+            sets.append(f"teachers.cache={run / 'cache'}")
+        return sets
+
+    jobs = []
+    for seed in seeds:
+        if any(needed.values()):
+            jobs.append(job(seed, TEACHERS, (f"distill.method={reads_all}", "phases=teachers")))
+        jobs += [job(seed, name, ("phases=all", *sets, *given(seed, name))) for name, sets in variants.items()]
+    return jobs
+
+
+def _refuse_what_compare_gives(overrides: list[str]) -> None:
+    """UsageError for a value that every training gets its own of: it would be given in vain."""
+    instead = {
+        "seed": "use --seeds",
+        "distill.method": "use --methods",
+        "phases": "compare trains the teachers, then the students",
+    }
+    for key in (override.partition("=")[0].strip() for override in overrides):
+        if key in instead:
+            raise UsageError(f"--set {key}: compare gives each training its own", f"leave it out: {instead[key]}")
+
+
+def _check_methods(recipe: str, base: list[str], variants: dict[str, tuple[str, ...]], teachers_run: Path) -> None:
+    """What any of the trainings would refuse, before the first one begins."""
+    from dtkd_edge.train.phases import check_models  # with torch, which a finished comparison does without
+
+    configs = [recipes.load(recipe, [*base, *sets]) for sets in variants.values()]
+    check_models(configs[0], teachers_run, [config.distill for config in configs])
 
 
 def _check_resplit(recipe: str, overrides: list[str], seeds: list[int]) -> None:
@@ -186,44 +209,13 @@ def settings(name: str) -> tuple[str, ...]:
     return (f"distill.method={method}", *(f"distill.{setting}" for setting in own))
 
 
-def _run_all(recipe: str, teachers: list[Job], method_job: Any, names: list[str], seeds: list[int], jobs: int) -> None:
-    """Teachers first; a seed's methods as soon as its teachers are there."""
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting: dict[Future[None], Job] = {}
-
-        def submit(job: Job) -> None:
-            waiting[pool.submit(_run, job, recipe, threads)] = job
-
-        for job in teachers:
-            submit(job)
-        if not teachers:
-            for seed in seeds:
-                for name in names:
-                    submit(method_job(seed, name))
-        try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    job = waiting.pop(future)
-                    future.result()
-                    if job.method == "teachers":
-                        for name in names:
-                            submit(method_job(job.seed, name))
-        except BaseException as error:
-            if waiting and isinstance(error, DtkdEdgeError):
-                say(f"failed: {error.message}; waiting for the trainings that still run")
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def _refuse_another_run(job: Job, recipe: str) -> None:
     """UsageError where the job's folder holds a run of other values, which would be taken for this one."""
     if not (job.folder / "recipe.yaml").is_file():
         return
     found = recipes.load(job.folder / "recipe.yaml").model_dump()
     wanted = recipes.load(recipe, job.overrides).model_dump()
-    if job.method == "teachers":
+    if job.method == TEACHERS:
         for values in (found, wanted):
             _forget_the_student(values)
     if other := recipes.differences(found, wanted):
@@ -241,28 +233,14 @@ def _forget_the_student(values: dict[str, Any]) -> None:
         del values[section][key]
 
 
-def _run(job: Job, recipe: str, threads: int) -> None:
-    if (job.folder / "metrics.json").is_file():
-        return
-    say(f"seed {job.seed}: {job.method}")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(job.command(recipe), env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        error = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1] if lines else "?")
-        failure = DtkdEdgeError(f"seed {job.seed}, {job.method}: {error}", "mend it and run the same command again: it continues")
-        failure.exit_code = done.returncode if done.returncode > 0 else 1
-        raise failure
-
-
 def summarise(folder: Path, names: list[str], seeds: list[int], teachers: list[str]) -> dict[str, Any]:
     """Scores per seed, mean, standard deviation, standard error, and the paired difference to `dtkd`, or to the last method."""
 
     def score(run: Path, *keys: str) -> float:
-        value = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        value: Any = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         for key in keys:
             value = value[key]
-        return float(np.mean([v for k, v in value.items() if k.endswith("_top1")]))
+        return mean_top1(value)
 
     rows: dict[str, Any] = {}
     for teacher in teachers:

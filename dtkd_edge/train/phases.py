@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import dtkd_edge
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
 from dtkd_edge.data.loader import make_loader
-from dtkd_edge.distill import datw
-from dtkd_edge.distill.methods import needed_teachers, require_tap, require_teachers
+from dtkd_edge.distill import datw, rivals
+from dtkd_edge.distill.methods import find_method, needed_teachers, require_teachers
 from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.errors import CheckpointError, DataError, RecipeError
 from dtkd_edge.models.base import VideoModel
@@ -39,26 +40,67 @@ M = TypeVar("M", bound=nn.Module)
 PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
 
 
-def check_models(recipe: Recipe, folder: Path) -> None:
-    """Refuse what cannot be built or loaded before anything is written or trained, not after the teachers' hour."""
+def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] = ()) -> None:
+    """Refuse what cannot be built or loaded before anything is written or trained, not after the teachers' hour.
+
+    folder: of the run, which may have finished teachers. methods: those that will train the student; none: the recipe's.
+    """
     teachers = {name: c for name in ("cnn", "vit") if (c := getattr(recipe.teachers, name)) is not None}
-    require_teachers(recipe.distill, teachers)
-    for name in sorted(needed_teachers(recipe.distill)):
-        if not (folder / "teachers" / f"{name}.json").is_file():  # else the run has it, and needs its weights no more
-            _try_to_build(recipe, teachers[name], f"teachers.{name}")
+    methods = methods or [recipe.distill]
+    for method in methods:
+        require_teachers(method, teachers)
+    networks = {}
+    for name in sorted(set().union(*map(needed_teachers, methods))):
+        networks[name] = _try_to_build(recipe, teachers[name], f"teachers.{name}", weights=not _has_teacher(folder, name))
+        if not _has_teacher(folder, name):
+            _check_teacher(name, teachers[name], networks[name])
     student = _try_to_build(recipe, recipe.student, "student")
-    require_tap(recipe.distill, student.info.name, student.info.taps)
+    for method in methods:
+        DistillationTask(student, networks, method)
 
 
-def _try_to_build(recipe: Recipe, config: ModelConfig, section: str) -> VideoModel:
+def _try_to_build(recipe: Recipe, config: ModelConfig, section: str, *, weights: bool = True) -> VideoModel:
     model = build_model(recipe, config, 2)
     if recipe.data.sampling == "dense" and recipe.stride(config) is None and model.info.stride == 1:
         raise RecipeError(
             f"{section}: data.sampling dense needs a stride, and {config.model} was published with none",
             f"--set {section}.stride=8, for example, or --set data.sampling=uniform",
         )
-    load_weights(model, config.weights)
+    if weights:
+        load_weights(model, config.weights)
     return model
+
+
+def _has_teacher(folder: Path, name: str) -> bool:
+    """Whether the run has finished it, and needs its weights no more."""
+    return (folder / "teachers" / f"{name}.json").is_file()
+
+
+def _check_teacher(name: str, config: TeacherConfig, model: VideoModel) -> None:
+    """RecipeError for a teacher that nobody taught."""
+    if config.weights != "none":
+        return
+    if config.train is None:
+        raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
+    if getattr(model, "frozen", False):
+        raise RecipeError(
+            f"teachers.{name}: {config.model} trains on a frozen CNN, and weights: none leaves that one random",
+            f"--set teachers.{name}.weights=timm, or --set teachers.{name}.options.freeze=false",
+        )
+
+
+def check_heads(recipe: Recipe, folder: Path, data: RunData) -> None:
+    """CheckpointError for a teacher that is not trained here and has another head than these classes."""
+    heads = {head: len(names) for head, names in data.train.classes.items()}
+    for name in needed_teachers(recipe.distill):
+        config: TeacherConfig = getattr(recipe.teachers, name)
+        if config.train is None and not _has_teacher(folder, name):
+            report = load_weights(build_model(recipe, config, heads), config.weights)
+            if report is not None and report.head_replaced:
+                raise CheckpointError(
+                    f"teachers.{name}.weights: {config.weights} has another head than these {heads} classes",
+                    f"give teachers.{name}.train so that its new head is trained",
+                )
 
 
 def build_model(recipe: Recipe, config: ModelConfig, classes: int | dict[str, int]) -> VideoModel:
@@ -105,7 +147,8 @@ class RunContext:
         )
         return (
             f"{self.recipe.name}: {len(self.train)} training clips ({len(self.student_clips)} of them for the student), "
-            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device}"
+            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device}, "
+            f"{self.engine.world} process{'es' if self.engine.world > 1 else ''}"
         )
 
     def build(self, config: ModelConfig, phase: str) -> VideoModel:
@@ -116,11 +159,6 @@ class RunContext:
         report = load_weights(model, config.weights)
         if report is not None:
             self.log.note(f"{phase}: {report.line()}", phase=phase)
-            if isinstance(config, TeacherConfig) and config.train is None and report.head_replaced:
-                raise CheckpointError(
-                    f"teachers.{phase}.weights: {config.weights} has another head than these {heads} classes",
-                    f"give teachers.{phase}.train so that its new head is trained",
-                )
         return channels_last(model).to(self.device)
 
     def dataset(
@@ -231,16 +269,9 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
         return model, run.score(model, 32)
     model = run.build(config, name)
     if config.train is not None:
-        if config.weights == "none" and getattr(model, "frozen", False):
-            raise RecipeError(
-                f"teachers.{name}: {config.model} trains on a frozen CNN, and weights: none leaves that one random",
-                f"--set teachers.{name}.weights=timm, or --set teachers.{name}.options.freeze=false",
-            )
         sampling = joint_sampling(run.recipe, [model])
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing, sampling).to(run.device)
         fit(run.phase(name, config.train, task, run.train, sampling, model.info.size), run.log, resume=run.resume)
-    elif config.weights == "none":
-        raise RecipeError(f"teachers.{name}: neither weights nor train", "give a finished teacher's weights, or train it")
     scores = run.score(model, 32)
     run.save(stem, model, config, scores)
     return model.eval().requires_grad_(False), scores
@@ -263,16 +294,28 @@ def predictions(run: RunContext, scores: Mapping[str, Scores]) -> dict[str, Pred
     numbers = {name: np.asarray(found.index) for name, found in scores.items()}
     read = reduce(np.intersect1d, numbers.values())
     both = {name: np.isin(found, read) for name, found in numbers.items()}
-    options = run.recipe.distill.weights.model_dump(exclude={"standardize"})
     for head, names in run.labels.items():
         logits = {name: np.asarray(found.logits[head][both[name]], np.float32) for name, found in scores.items()}
-        omega = None
-        if run.recipe.distill.method == "dtkd" and {"cnn", "vit"} <= set(logits):
-            student, cnn, vit = (torch.from_numpy(logits[name]) for name in ("student", "cnn", "vit"))
-            omega = datw.teacher_weights(student, [cnn, vit], **options).numpy()
+        labels = scores["student"].labels[head][both["student"]]
+        omega = _omega(run.recipe.distill, logits, labels)
         index = numbers["student"][both["student"]]
-        heads[head] = Predictions(names, scores["student"].labels[head][both["student"]], logits, omega, index)
+        heads[head] = Predictions(names, labels, logits, omega, index)
     return heads
+
+
+def _omega(config: DistillConfig, logits: Mapping[str, NDArray[np.float32]], labels: NDArray[np.int64]) -> Any:
+    """ω `[n, 2]` as the method weighs the teachers of these clips, columns cnn, vit; None where it has no weight per clip."""
+    if not {"cnn", "vit"} <= set(logits):
+        return None
+    student, *teachers = (torch.from_numpy(logits[name]) for name in ("student", "cnn", "vit"))
+    rule = find_method(config.method).target
+    if rule == "datw":
+        return datw.teacher_weights(student, teachers, **config.weights.model_dump(exclude={"standardize"})).numpy()
+    if rule == "entropy":
+        return rivals.entropy_weights(teachers).numpy()
+    if rule == "label":
+        return rivals.label_weights(teachers, torch.from_numpy(labels)).numpy()
+    return None
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from dtkd_edge.page import document, figure
 NAMES = {"student": "student", "cnn": "CNN teacher", "vit": "ViT teacher"}
 COLOR = {"student": 1, "cnn": 2, "vit": 3}
 MOST_CLASSES = 40  # a larger matrix is read as a list of its largest cells
+ENDS = 10  # classes shown from either end of a longer list
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -138,15 +139,8 @@ def _head(head: str, found: Predictions) -> str:
     if teachers:
         parts.append(f"<h2>Agreement{escape(suffix)}</h2>{_agreement(found, teachers)}")
     figures = []
-    if found.omega is not None and len(found.classes) <= MOST_CLASSES:
-        rows = []
-        for number, name in enumerate(found.classes):
-            own = found.omega[found.labels == number, 1].astype(float)
-            if len(own):
-                error = float(own.std(ddof=1) / len(own) ** 0.5) if len(own) > 1 else None
-                rows.append(plots.Row(name, [], float(own.mean()), error, COLOR["vit"]))
-        svg = plots.intervals(rows, "mean ω of the ViT teacher, ± standard error", "ω by class")
-        figures.append(figure("ω by class", svg, note="On the validation clips, with the finished student."))
+    if found.omega is not None:
+        figures.append(_omega_by_class(found))
     pairs = [("label", found.labels, "student", student)]
     pairs += [(NAMES[network], found.answers(network), "student", student) for network in teachers]
     for row_name, rows_, column_name, columns in pairs:
@@ -154,6 +148,23 @@ def _head(head: str, found: Predictions) -> str:
         figures.append(_matrix(title, row_name, rows_, columns, found.classes))
     parts.append(f'<h2>What is taken for what{escape(suffix)}</h2><div class="plots">{"".join(figures)}</div>')
     return "".join(parts)
+
+
+def _omega_by_class(found: Predictions) -> str:
+    """Of every class, or of the most and the least of them where they are many."""
+    assert found.omega is not None
+    rows = []
+    for number, name in enumerate(found.classes):
+        own = found.omega[found.labels == number, 1].astype(float)
+        if len(own):
+            error = float(own.std(ddof=1) / len(own) ** 0.5) if len(own) > 1 else None
+            rows.append(plots.Row(name, [], float(own.mean()), error, COLOR["vit"]))
+    title, note = "ω by class", "On the validation clips, with the finished student."
+    if len(rows) > MOST_CLASSES:
+        note += f" The {ENDS} classes of the largest and the {ENDS} of the smallest ω, of {len(rows)}."
+        rows.sort(key=lambda row: -row.mean)
+        rows = rows[:ENDS] + rows[-ENDS:]
+    return figure(title, plots.intervals(rows, "mean ω of the ViT teacher, ± standard error", title), note=note)
 
 
 def _agreement(found: Predictions, teachers: Sequence[str]) -> str:

@@ -10,11 +10,13 @@ from xml.etree import ElementTree
 import pytest
 
 from dtkd_edge.data.catalogue import open_split
-from dtkd_edge.errors import UsageError
+from dtkd_edge.errors import DtkdEdgeError, InputError, UsageError
 from dtkd_edge.files import write_json
 from dtkd_edge.recipe_reader import load
+from dtkd_edge.train.command import train
 from dtkd_edge.train.compare import _check_resplit, compare, seed_numbers, settings, spread, summarise, table
 from dtkd_edge.train.compare_report import compare_page, csv_text
+from dtkd_edge.train.jobs import Job, _State, duration
 
 ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
 
@@ -125,6 +127,68 @@ def test_each_seed_may_hold_out_other_clips(small: list[str], tmp_path: Path) ->
     with pytest.raises(UsageError, match="every seed holds out the same clips"):
         compare("quickstart", methods="ce", overrides=[*overrides, "data.val=val.csv"], out=tmp_path / "fixed", resplit=True)
     assert not (tmp_path / "fixed").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "override", "said", "hint"),
+    [
+        ("ce", "phases=teachers", "--set phases: compare gives", "compare trains the teachers, then the students"),
+        ("ce", "seed=7", "--set seed: compare gives", "use --seeds"),
+        ("ce", "distill.method=rkd", "--set distill.method: compare gives", "use --methods"),
+        ("dtkd,dtkd@branch.tap=stage9", "train.epochs=1", "distill.branch.tap: stage9: ", "its taps: "),
+        ("kd-vit", "teachers.vit.train=null", "teachers.vit: neither weights nor train", "give a finished teacher's weights"),
+        ("kd-vit", "teachers.vit.options={depht: 1}", "depht", ""),
+        ("ce", "student.weights=absent.pth", "absent.pth", ""),
+    ],
+)
+def test_what_one_training_would_refuse_is_said_before_any_begins(
+    small: list[str], tmp_path: Path, methods: str, override: str, said: str, hint: str
+) -> None:
+    with pytest.raises(DtkdEdgeError) as refused:
+        compare("quickstart", methods=methods, seeds=1, overrides=[*small, override], out=tmp_path / "out")
+    assert said in refused.value.message and hint in refused.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no files")
+def test_a_place_that_takes_no_files_is_said_first(small: list[str]) -> None:
+    for place in (Path("/proc/absent"), Path("/proc/absent/deeper")):
+        with pytest.raises(InputError, match=f"{place}.*: not writable"):
+            compare("quickstart", methods="ce", seeds=1, overrides=small, out=place)
+        with pytest.raises(InputError, match=f"{place}.*: not writable"):
+            train("quickstart", overrides=small, out=place)
+
+
+def test_what_a_training_says_is_to_be_done_is_passed_on(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DtkdEdgeError) as failed:
+        compare("quickstart", methods="ce", seeds="3", overrides=[*small, "device=cuda"], out=tmp_path)
+    assert failed.value.message.startswith("seed 3, ce: device: cuda: ") and failed.value.exit_code == 4
+    assert failed.value.hint.startswith("--set device=cpu, or ") and "the same command then goes on" in failed.value.hint
+
+
+def test_how_far_it_is_and_what_is_left_is_read_from_the_logs(tmp_path: Path) -> None:
+    def job(seed: int, method: str, seconds: list[float], epochs: int, *, done: bool = False) -> Job:
+        made = Job(seed, method, tmp_path / f"{seed}-{method}", (), epochs)
+        made.folder.mkdir()
+        lines = [json.dumps({"phase": "student", "epoch": i + 1, "seconds": s}) for i, s in enumerate(seconds)]
+        (made.folder / "log.jsonl").write_text("\n".join(['{"note": "x"}', *lines, '{"phase": "stu']))
+        if done:
+            (made.folder / "metrics.json").write_text("{}")
+        return made
+
+    teachers, ce = job(0, "teachers", [100.0], 1, done=True), job(0, "ce", [60.0] * 10, 10, done=True)
+    dtkd, later = job(0, "dtkd", [120.0] * 4, 10), job(1, "ce", [], 10)
+    state = _State([teachers, ce, dtkd, later], 1, [dtkd])
+    assert state.seconds_left() == pytest.approx(6 * 120 + 10 * 60)
+    assert state.line() == "2 of 4 done; seed 0: dtkd, epoch 4 of 10; about 22 min left"
+    rkd = job(1, "rkd", [], 10)  # of which nothing is known: as the others' epochs, 10 of 60 s and 4 of 120 s
+    assert _State([ce, dtkd, rkd], 1).seconds_left() == pytest.approx(6 * 120 + 10 * 1080 / 14)
+    assert _State([ce, dtkd, rkd], 2).seconds_left() == pytest.approx((6 * 120 + 10 * 1080 / 14) / 2)
+    assert _State([rkd], 1, [rkd]).line() == "0 of 1 done; seed 1: rkd, epoch 0 of 10"
+    assert [duration(s) for s in (40, 89, 1500, 12600)] == ["40 s", "89 s", "25 min", "3.5 h"]
 
 
 def test_what_cannot_be_held_out_anew_is_said(motion_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

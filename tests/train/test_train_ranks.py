@@ -74,6 +74,7 @@ def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: l
     assert first[-1]["val_action_top1"] == second[-1]["val_action_top1"]
     assert first[-1]["loss"] == pytest.approx(second[-1]["loss"], abs=1e-4)
     assert two.stderr.count("student  epoch   1/2") == 1
+    assert logs[0][0]["note"].endswith("cpu, 1 process") and logs[1][0]["note"].endswith("cpu, 2 processes")
 
 
 @pytest.mark.slow
