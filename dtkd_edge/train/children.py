@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -94,11 +95,9 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
-    from dtkd_edge.cli import main as command_line
-
     end_with(int(sys.argv.pop(1)))
     with sigterm_unwinds():
-        command_line()
+        runpy.run_module("dtkd_edge", run_name="__main__")  # this room may not import the command line
 
 
 if __name__ == "__main__":
