@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,18 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
     state = _State(jobs, at_once)
     teachers = {job.seed: job for job in jobs if job.method == TEACHERS}
     waiting: dict[Future[None], Job] = {}
+    failed = Event()
     with sigterm_unwinds(), ThreadPoolExecutor(at_once) as pool, Children() as children, _shown(state) as look:
 
         def start(job: Job) -> None:
+            if failed.is_set():
+                return
             state.running.append(job)
             try:
                 _train(job, recipe, children, environment)
+            except DtkdEdgeError:
+                failed.set()  # before this thread takes the next one
+                raise
             finally:
                 state.running.remove(job)
 
@@ -90,6 +97,8 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
                 for future in done:
                     job = waiting.pop(future)
                     future.result()
+                    if not job.finished:  # left out: another has failed
+                        continue
                     look(job)
                     if job.method == TEACHERS:
                         submit_students(job.seed)
@@ -98,7 +107,7 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             if state.running:
                 say(f"failed: {error.message}; waiting for the trainings that still run")
-                wait(waiting)
+                wait([future for future in waiting if not future.cancelled()])  # nobody is told of those
             raise
         except (KeyboardInterrupt, SystemExit):
             say("interrupted: the same command goes on after the last whole epochs")

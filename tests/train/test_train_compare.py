@@ -164,9 +164,10 @@ def test_what_a_training_says_is_to_be_done_is_passed_on(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(DtkdEdgeError) as failed:
-        compare("quickstart", methods="ce", seeds="3", overrides=[*small, "device=cuda"], out=tmp_path)
+        compare("quickstart", methods="ce", seeds="3-4", overrides=[*small, "device=cuda"], out=tmp_path)
     assert failed.value.message.startswith("seed 3, ce: device: cuda: ") and failed.value.exit_code == 4
     assert failed.value.hint.startswith("--set device=cpu, or ") and "the same command then goes on" in failed.value.hint
+    assert not (tmp_path / "seed-4").exists()  # what has not begun does not begin
 
 
 def test_how_far_it_is_and_what_is_left_is_read_from_the_logs(tmp_path: Path) -> None:
