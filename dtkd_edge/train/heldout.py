@@ -1,6 +1,6 @@
 """How the students of a comparison do on clips that none of its runs has seen.
 
-    python -m dtkd_edge.benchmarks.heldout COMPARISON [--set data.seed=77 --set data.clips=16 --set data.val_clips=4000 …]
+    python -m dtkd_edge.train.heldout COMPARISON [--set data.seed=77 --set data.clips=16 --set data.val_clips=4000 …]
         [--reference dtkd] [--csv FILE]
 
 A comparison's own scores are of validation clips, on which weights were chosen, and of a generated set they are few. This scores

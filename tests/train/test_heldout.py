@@ -10,10 +10,10 @@ import torch
 
 import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.benchmarks import heldout
 from dtkd_edge.data.scene import CLASSES
 from dtkd_edge.models.registry import create_model
 from dtkd_edge.models.saved import ModelCard, save_model
+from dtkd_edge.train import heldout
 from dtkd_edge.train.testing import evaluate_target
 
 FRESH = ["data.seed=5", "data.clips=16", "data.val_clips=40"]
