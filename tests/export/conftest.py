@@ -32,13 +32,15 @@ class _ByValue(pickle.Pickler):
     """Tensors by what they hold; torch's own way writes addresses too."""
 
     def reducer_override(self, value: Any) -> Any:
-        return (bytes, (value.detach().numpy().tobytes(),)) if isinstance(value, torch.Tensor) else NotImplemented
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        return tuple, ((str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes()),)
 
 
-def fingerprint(module: torch.nn.Module) -> str:
-    """Of the weights, the structure and every attribute."""
+def fingerprint(*what: Any) -> str:
+    """Of networks and tensors: weights, structure, every attribute."""
     stream = io.BytesIO()
-    _ByValue(stream).dump(module)
+    _ByValue(stream).dump(what)
     return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
@@ -50,10 +52,8 @@ def _each_trace_once() -> Iterator[None]:
     real = graph.trace
 
     def trace(module: torch.nn.Module, example: tuple[Any, ...], *rest: Any, **more: Any) -> onnx.ModelProto:
-        shapes = [(value.dtype, tuple(value.shape)) for value in example]
-        network = fingerprint(module)
         # The forward too: a test may have put another one in its place.
-        key = type(module).forward, network, repr((shapes, rest, more))
+        key = type(module).forward, fingerprint(module, example), repr((rest, more))
         if key not in kept:
             kept[key] = real(module, example, *rest, **more).SerializeToString()
         return onnx.ModelProto.FromString(kept[key])

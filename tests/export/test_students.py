@@ -90,6 +90,9 @@ def test_a_student_becomes_a_verified_openvino_artefact(run_of: Callable[[str], 
     if precision == "fp32":
         assert manifest.verify.top1_agreement == 1 and made is None
     else:
-        assert made is not None and made.layers - len(made.kept) - len(made.excluded) > 15  # most of it is really int8
-        assert bool(made.excluded) == (name == "x3d_xs")  # depthwise 3-D convolutions
+        # Depthwise 3-D convolutions, one in each of X3D-XS's 26 blocks, stay in float: in int8, with bfloat16 around them,
+        # OpenVINO has no kernel and refuses the whole graph. Nearly all the rest is really int8.
+        depthwise, int8 = {"x3d_xs": (26, 52), "r2plus1d_18": (0, 30)}[name]
+        assert made is not None and len(made.excluded) >= depthwise and bool(made.excluded) == bool(depthwise)
+        assert made.layers - len(made.kept) - len(made.excluded) > int8
     export(folder, verify_only=True)
