@@ -106,8 +106,9 @@ class Int8:
         return parts[best], best
 
     def _score(self, compiled: Any, numbers: list[int]) -> tuple[float, list[float]]:
-        """What the head that loses most wins over float32 in its share of right clips (0 or less, mostly), and the probability
-        that each clip's labels get, in the mean over heads: finer than right or wrong, to rank layers by."""
+        """1 less what the head that loses most loses beside float32, as a share of its clips (NNCF divides by float32's own
+        score: so that is about 1 and never 0); and the probability that each clip's labels get, in the mean over heads: finer
+        than right or wrong, to rank layers by."""
         with _Compiled(unfinished(Path(), self.manifest), compiled) as backend:
             got = backend.run_clips(self.gate.frames[numbers])
         won, each = [], []
@@ -121,7 +122,7 @@ class Int8:
             if known.any():
                 before = self.gate.reference[head][numbers].argmax(1) == labels
                 won.append(float(((logits.argmax(1) == labels).astype(float) - before)[known].mean()))
-        return min(won, default=0.0), np.mean(each, 0).tolist()
+        return 1 + min(won, default=0.0), np.mean(each, 0).tolist()
 
 
 class _Compiled(OpenVinoBackend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,22 @@ def _short_timing() -> None:
     verify.SECONDS = 0.05
 
 
+class _ByValue(pickle.Pickler):
+    """Tensors by what they hold; torch's own way writes addresses too."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return NotImplemented
+        return tuple, ((str(value.dtype), tuple(value.shape), value.detach().numpy().tobytes()),)
+
+
+def fingerprint(*what: Any) -> str:
+    """Of networks and tensors: weights, structure, every attribute."""
+    stream = io.BytesIO()
+    _ByValue(stream).dump(what)
+    return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _each_trace_once() -> Iterator[None]:
     """Tracing takes most of an export's time here. The same network asked for in the same way is the same graph (test_graph holds
@@ -35,10 +52,8 @@ def _each_trace_once() -> Iterator[None]:
     real = graph.trace
 
     def trace(module: torch.nn.Module, example: tuple[Any, ...], *rest: Any, **more: Any) -> onnx.ModelProto:
-        shapes = [(value.dtype, tuple(value.shape)) for value in example]
-        network = hashlib.sha256(pickle.dumps(module)).digest()  # weights, structure, every attribute
         # The forward too: a test may have put another one in its place.
-        key = type(module).forward, network, repr((shapes, rest, more))
+        key = type(module).forward, fingerprint(module, example), repr((rest, more))
         if key not in kept:
             kept[key] = real(module, example, *rest, **more).SerializeToString()
         return onnx.ModelProto.FromString(kept[key])

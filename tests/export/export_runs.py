@@ -88,12 +88,13 @@ def write_run(
     size: int = 48,
     frames: int | None = None,
     labels: dict[str, list[str]] | None = None,
+    calm: float = 0.0,
     **options: object,
 ) -> Path:
     torch.manual_seed(0)
     labels = labels or {"action": list(CLASSES)}
     heads = {head: len(names) for head, names in labels.items()}
-    model = trained(create_model(name, heads, size=size, frames=frames, **options), calm=0.0)
+    model = trained(create_model(name, heads, size=size, frames=frames, **options), calm=calm)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder / "student", model, make_card(model, labels, dict(options)))
     text = f"name: {folder.name}\ndata: {{kind: folder, root: {root}}}\nstudent: {{model: {name}, size: {size}}}\n"

@@ -124,9 +124,10 @@ def test_openvino_leaves_them_out_too(tmp_path: Path) -> None:
     for right in (int8.gate.labels["noun"], 1 - int8.gate.labels["noun"]):  # of the steady head: all, then none
         int8.gate.labels["noun"] = right
         score, each = int8._score(ov.Core().compile_model(whole, "CPU"), list(range(64)))
-        assert abs(score) <= 0.04 and len(each) == 64  # float32 (or bf16) beside itself: nothing is lost, however few are right
+        # float32 (or bf16) beside itself: nothing is lost, however few are right
+        assert abs(score - 1) <= 0.04 and len(each) == 64
     int8.gate.reference["noun"] = int8.gate.reference["noun"][:, ::-1]  # as if float32 had been right where this is wrong
-    assert int8._score(ov.Core().compile_model(whole, "CPU"), list(range(64)))[0] == -1
+    assert int8._score(ov.Core().compile_model(whole, "CPU"), list(range(64)))[0] == 0
     made, part = int8.manifest.quantization, int8.manifest.accuracy
     assert made is not None and part is not None
     assert part.passed and 0 < len(made.kept) < made.layers
@@ -209,22 +210,3 @@ def test_paired_drop_by_hand() -> None:
     assert part.stderr == pytest.approx(100 * lost.std(ddof=1) / 10**0.5)
     after[0] = np.nan
     assert paired({"action": labels}, {"action": before}, {"action": after}, 1.0).top1 == 0.6
-
-
-@pytest.mark.slow
-def test_openvino_runs_an_int8_x3d_whose_depthwise_convolutions_stay_in_float(tmp_path: Path) -> None:
-    """With them in int8 and bfloat16 around them, OpenVINO has no kernel and refuses the whole graph."""
-    from dtkd_edge.export import nncf, openvino
-
-    torch.manual_seed(0)
-    model = create_model("x3d_xs", {"action": 4}, frames=4, size=64).eval()
-    graph.to_onnx(model, make_card(model, {"action": list("abcd")}), tmp_path / "model.onnx")
-    whole = openvino.convert(tmp_path / "model.onnx")
-    frames = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 64, 64, 3), np.uint8)
-    quantized = nncf.quantize(whole, [{"frames": clip} for clip in frames])
-    depthwise, layers = nncf.depthwise_3d(whole), nncf.layers(quantized)
-    assert len(depthwise) >= 26  # X3D-XS: one in each of its 26 blocks
-    assert not any(layers[name] for name in depthwise) and sum(layers.values()) > 52
-    for hint in ("f32", "bf16"):
-        compiled = ov.Core().compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-        assert np.isfinite(compiled({"frames": frames[0]})["action"]).all()

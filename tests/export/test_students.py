@@ -21,7 +21,7 @@ from dtkd_edge.models.base import fit_clip
 from dtkd_edge.models.saved import load_model
 
 # name → frames and size: small, because tracing takes as long for any size; the layers are all there
-STUDENTS = {"x3d_xs": (2, 32), "slowfast_r50_4x16": (8, 32), "r2plus1d_18": (4, 32), "s3d": (8, 32)}
+STUDENTS = {"x3d_xs": (2, 32), "slowfast_r50_8x8": (8, 32), "r2plus1d_18": (4, 32), "s3d": (8, 32)}
 INT8 = ("x3d_xs", "r2plus1d_18")
 
 
@@ -48,18 +48,11 @@ def assert_exports_in_both_precisions(model: VideoModel, labels: dict[str, list[
             np.testing.assert_allclose(logits, want[head], atol=tolerance * max(1, np.abs(want[head]).max()))
 
 
-@pytest.mark.parametrize(
-    ("name", "frames", "size"),
-    [
-        ("x3d_xs", 2, 32),
-        pytest.param("x3d_s", 13, 48, marks=pytest.mark.slow),  # an odd number of frames, as published
-        pytest.param("slowfast_r50_8x8", 32, 32, marks=pytest.mark.slow),  # another ratio of the pathways
-    ],
-)
-def test_a_student_of_two_heads_exports_in_both_precisions(name: str, frames: int, size: int, tmp_path: Path) -> None:
+def test_an_x3d_of_two_heads_exports_in_both_precisions(tmp_path: Path) -> None:
+    """Of 13 frames, as published: an odd number."""
     labels = {"verb": ["take", "put", "open"], "noun": ["cup", "pan"]}
     torch.manual_seed(0)
-    model = trained(create_model(name, {head: len(names) for head, names in labels.items()}, frames=frames, size=size))
+    model = trained(create_model("x3d_s", {head: len(names) for head, names in labels.items()}, frames=13, size=32))
     assert_exports_in_both_precisions(model, labels, tmp_path / "model.onnx")
 
 
@@ -71,7 +64,7 @@ def run_of(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     def of(name: str) -> Path:
         if name not in made:
             frames, size = STUDENTS[name]
-            made[name] = write_run(tmp_path_factory.mktemp("runs") / name, videos, name, size, frames)
+            made[name] = write_run(tmp_path_factory.mktemp("runs") / name, videos, name, size, frames, calm=0.3)
         return made[name]
 
     return of
@@ -97,6 +90,9 @@ def test_a_student_becomes_a_verified_openvino_artefact(run_of: Callable[[str], 
     if precision == "fp32":
         assert manifest.verify.top1_agreement == 1 and made is None
     else:
-        assert made is not None and made.layers - len(made.kept) - len(made.excluded) > 15  # most of it is really int8
-        assert bool(made.excluded) == (name == "x3d_xs")  # depthwise 3-D convolutions
+        # Depthwise 3-D convolutions, one in each of X3D-XS's 26 blocks, stay in float: in int8, with bfloat16 around them,
+        # OpenVINO has no kernel and refuses the whole graph. Nearly all the rest is really int8.
+        depthwise, int8 = {"x3d_xs": (26, 52), "r2plus1d_18": (0, 30)}[name]
+        assert made is not None and len(made.excluded) >= depthwise and bool(made.excluded) == bool(depthwise)
+        assert made.layers - len(made.kept) - len(made.excluded) > int8
     export(folder, verify_only=True)
