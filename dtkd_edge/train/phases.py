@@ -147,7 +147,7 @@ class RunContext:
         )
         return (
             f"{self.recipe.name}: {len(self.train)} training clips ({len(self.student_clips)} of them for the student), "
-            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device}, "
+            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device.type}, "
             f"{self.engine.world} process{'es' if self.engine.world > 1 else ''}"
         )
 
