@@ -38,4 +38,5 @@ def test_one_clip_or_three_at_once_give_the_same_logits(run: Path, tmp_path: Pat
     assert (np.abs(together[0] - together[1:]) > 0.1 * spread[0]).any()  # the clips differ, or one could stand for all
     assert (np.abs(together - alone) <= SAME[precision] * spread).all(), np.abs(together - alone) / spread
     assert SAME[precision] < verify.TOLERANCE[precision]
-    export(folder, verify_only=True)
+    if precision == "fp32":  # of all others test_every_row_of_the_support_table holds it
+        export(folder, verify_only=True)

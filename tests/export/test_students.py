@@ -95,4 +95,3 @@ def test_a_student_becomes_a_verified_openvino_artefact(run_of: Callable[[str], 
         depthwise, int8 = {"x3d_xs": (26, 52), "r2plus1d_18": (0, 30)}[name]
         assert made is not None and len(made.excluded) >= depthwise and bool(made.excluded) == bool(depthwise)
         assert made.layers - len(made.kept) - len(made.excluded) > int8
-    export(folder, verify_only=True)
