@@ -1,6 +1,6 @@
 """Leave behind what only training needs: the branch, the projections, the teachers.
 
-A training task holds the student under `student.` and everything else beside it (`branch.*`, `align.*`, …), so that what is
+A training task holds the student under `student.` and everything else beside it (`branch.*`, `matching.*`, …), so that what is
 deployed is decided by where a weight lives and not by a list of names to drop.
 """
 

@@ -130,6 +130,7 @@ class TensorRTBackend(Backend):
         held = self._buffers.get(name)
         if held is None or held.host.shape != shape:
             if held is not None:
+                del self._buffers[name]  # first: where the new one finds no memory, the old one must not be given back twice
                 self._cuda.free(held)
             self._drop_graph()  # it has the old addresses in it
             held = self._buffers[name] = self._cuda.allocate(shape, self._trt.nptype(self._engine.get_tensor_dtype(name)))

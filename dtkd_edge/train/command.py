@@ -73,6 +73,8 @@ def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(sole_writer(folder))
                 before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+                if before is not None and not resume:  # another training has ended here since we looked
+                    raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
                 write_text(saved, config.to_yaml())
         try:
             with disk_errors(folder), memory_errors(config.name):

@@ -1,14 +1,15 @@
-"""How the students of a comparison do on clips that none of its runs has seen.
+"""How the students of a comparison do on other clips than its own, such as fresh ones of a generated set.
 
-    python -m dtkd_edge.train.heldout COMPARISON [--set data.seed=77 --set data.clips=16 --set data.val_clips=4000 …]
-        [--reference dtkd] [--csv FILE]
+    python -m dtkd_edge.train.heldout COMPARISON --set data.root=fresh --set data.seed=77 --set data.val_clips=4000 …
+        [--methods dtkd,ce] [--reference dtkd] [--csv FILE]
 
 A comparison's own scores are of validation clips, on which weights were chosen, and of a generated set they are few. This scores
 every finished student once more: on the validation clips of the runs' recipe with the given changes, which for a generated set
-are as many fresh clips as asked for. Clips are decoded once for all students of one preprocessing.
+are as many fresh clips as asked for. That no run has seen them is for the caller to see to: of a comparison with --resplit, one
+seed's validation clips are another's training clips. Clips are decoded once for all students of one preprocessing, and kept.
 
 Printed are mean ± standard error over seeds and the paired difference of the reference to every other method with two standard
-errors: over seeds, and over seeds and clips both (bootstrap: both drawn anew). The second one says what is known of other clips.
+errors: over seeds, and over seeds and clips both (bootstrap of the clips). The second one says what is known of other clips.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import progress
 from dtkd_edge.data.catalogue import Catalogue, open_split
-from dtkd_edge.errors import InputError
+from dtkd_edge.errors import InputError, UsageError
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_text
 from dtkd_edge.models.base import fit_clip
@@ -36,7 +37,7 @@ from dtkd_edge.train.compare import spread
 from dtkd_edge.video import read_input
 
 DRAWS = 2000
-Hits = NDArray[np.bool_]  # [seeds, clips]
+Hits = NDArray[np.bool_]  # [clips]
 
 
 def find_students(folder: Path) -> dict[str, dict[int, Path]]:
@@ -70,6 +71,8 @@ class Clips:
 def score(run: Path, clips: Clips, batch: int = 32) -> Hits:
     """Which clips a run's student names rightly in every head, `[clips]`."""
     model, card = load_model(run / "student")
+    if card.labels != clips.catalogue.classes:
+        raise InputError(f"{run}: its classes are not those of {clips.catalogue.root}", "give clips of the same classes")
     frames = clips.read(card.preprocess)
     right = np.ones(len(frames), bool)
     for first in range(0, len(frames), batch):
@@ -80,59 +83,61 @@ def score(run: Path, clips: Clips, batch: int = 32) -> Hits:
 
 
 def standard_errors(difference: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """Of the mean of `[seeds, clips]`: over seeds; over seeds and clips, by drawing both anew with replacement."""
-    seeds, clips = difference.shape
+    """Of the mean of `[seeds, clips]`: over seeds, s / √n (NaN for one); over seeds and clips, with the variance over the clips,
+    which all seeds share, added to it: that of the mean over seeds when the clips are drawn anew with replacement."""
+    _, clips = difference.shape
     own = spread(difference.mean(1).tolist())["se"]
     generator = np.random.default_rng(seed)
-    draws = np.empty(DRAWS)
-    for number in range(DRAWS):
-        # Rows first: each seed's mean over one drawn set of clips, the same for all seeds, since they share the clips.
-        weights = np.bincount(generator.integers(clips, size=clips), minlength=clips) / clips
-        draws[number] = (difference @ weights)[generator.integers(seeds, size=seeds)].mean()
-    return own if own is not None else float("nan"), float(draws.std(ddof=1))
+    shared = difference.mean(0)
+    draws = [shared[generator.integers(clips, size=clips)].mean() for _ in range(DRAWS)]
+    over_clips = float(np.var(draws, ddof=1))
+    return (float("nan"), over_clips**0.5) if own is None else (own, (own**2 + over_clips) ** 0.5)
 
 
-def table(hits: Mapping[str, Hits], reference: str) -> list[str]:
-    """Markdown rows, best first."""
+def table(hits: Mapping[str, Mapping[int, Hits]], reference: str) -> list[str]:
+    """Markdown rows, best first; differences over the seeds that both have."""
     lines = ["| method | top-1 | difference | over seeds | over seeds and clips |", "|---|---|---|---|---|"]
-    for name in sorted(hits, key=lambda name: -hits[name].mean()):
-        own = spread((100 * hits[name].mean(1)).tolist())
+    for name in sorted(hits, key=lambda name: -np.mean([h.mean() for h in hits[name].values()])):
+        own = spread([100 * float(h.mean()) for h in hits[name].values()])
         cells = f"{own['mean']:.1f}" + (f" ± {own['se']:.1f}" if own["se"] is not None else "")
-        if name == reference or reference not in hits or hits[name].shape != hits[reference].shape:
+        common = sorted(hits[name].keys() & hits[reference].keys())
+        if name == reference or not common:
             lines.append(f"| {name} | {cells} | | | |")
             continue
-        difference = 100 * (hits[reference].astype(float) - hits[name])
+        difference = np.stack([100 * (hits[reference][seed].astype(float) - hits[name][seed]) for seed in common])
         over_seeds, over_both = standard_errors(difference)
-        lines.append(f"| {name} | {cells} | {difference.mean():+.1f} | ± {over_seeds:.1f} | ± {over_both:.1f} |")
+        seeds = "" if len(common) == len(hits[name]) else f" ({len(common)} seeds)"
+        lines.append(f"| {name} | {cells} | {difference.mean():+.1f}{seeds} | ± {over_seeds:.1f} | ± {over_both:.1f} |")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path)
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=V")
+    parser.add_argument("--set", dest="overrides", action="append", required=True, metavar="A.B=V", help="which clips")
     parser.add_argument("--reference", default="dtkd")
     parser.add_argument("--methods", help="only these, separated by commas")
     parser.add_argument("--csv", type=Path, help="method,seed,top1 of every student")
     options = parser.parse_args()
 
     students = find_students(options.comparison)
-    if options.methods:
-        students = {name: runs for name, runs in students.items() if name in options.methods.split(",")}
+    wanted = options.methods.split(",") if options.methods else list(students)
+    if missing := [name for name in dict.fromkeys([*wanted, options.reference]) if name not in students]:
+        raise UsageError(f"{missing[0]}: {options.comparison} has no finished student of it", f"it has: {', '.join(students)}")
+    students = {name: students[name] for name in dict.fromkeys([*wanted, options.reference])}
     first = next(iter(next(iter(students.values())).values()))
     clips = Clips(open_split(recipes.load(first / "recipe.yaml", options.overrides).data, "val"))
-    hits: dict[str, Hits] = {}
+    hits: dict[str, dict[int, Hits]] = {}
     with progress("students", sum(map(len, students.values()))) as bar:
         for name, runs in students.items():
-            rows = []
+            hits[name] = {}
             for seed in sorted(runs):
-                rows.append(score(runs[seed], clips))
+                hits[name][seed] = score(runs[seed], clips)
                 bar.advance()
-            hits[name] = np.stack(rows)
     print(f"{len(clips.catalogue)} clips of {clips.catalogue.root}, paired differences of {options.reference} to each method")
     print("\n".join(table(hits, options.reference)))
     if options.csv:
-        scores = [f"{name},{s},{h.mean():.6f}" for name in hits for s, h in zip(sorted(students[name]), hits[name], strict=True)]
+        scores = [f"{name},{seed},{h.mean():.6f}" for name, seeds in hits.items() for seed, h in seeds.items()]
         write_text(options.csv, "\n".join(["method,seed,top1", *scores, ""]))
 
 

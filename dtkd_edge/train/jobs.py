@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,6 +122,8 @@ def _train(job: Job, recipe: str, children: Children, environment: dict[str, str
         return
     lines = [line for line in said.splitlines() if line.strip()]
     error = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[-1] if lines else "?")
+    if code < 0:  # its last words are of its progress
+        error = f"ended by {signal.Signals(-code).name}"
     own = next((line.removeprefix("  fix: ") for line in lines if line.startswith("  fix: ")), "mend it")
     failure = DtkdEdgeError(f"seed {job.seed}, {job.method}: {error}", f"{own}; the same command then goes on from here")
     failure.exit_code = code if code > 0 else 1

@@ -41,7 +41,7 @@ def test_the_complete_methods_own_task_is_stripped() -> None:
     teachers = {"cnn": create_model("tsm_resnet_tiny", 3, size=32), "vit": create_model("vit_tubelet_tiny", 3, size=32)}
     task = DistillationTask(create_model("tsm_tiny", 3, size=32), teachers, DistillConfig())
     trained_only = {key.split(".")[0] for key in task.state_dict()} - {"student"}
-    assert {"branch", "align"} <= trained_only
+    assert {"branch", "matching"} <= trained_only
     student = create_model("tsm_tiny", 3, size=32)
     student.load_state_dict(strip_state(task.state_dict()), strict=True)
     prove_stripped(task, student, torch.randn(2, 3, 8, 32, 32))

@@ -75,4 +75,28 @@ def test_the_error_over_clips_is_in_the_second_figure_alone() -> None:
     apart = np.repeat(np.array([[-1.0], [0.0], [1.0], [2.0]]), 400, 1)  # seeds differ, clips do not
     over_seeds, over_both = heldout.standard_errors(apart)
     assert over_seeds == pytest.approx(apart[:, 0].std(ddof=1) / 2)
-    assert over_both == pytest.approx(apart[:, 0].std() / 2, rel=0.1)  # the bootstrap's n for n - 1
+    assert over_both == pytest.approx(over_seeds)
+    both = same + np.repeat(np.array([[-0.1], [0.0], [0.1], [0.2], [-0.2]]), 400, 1)
+    seeds_only, together = heldout.standard_errors(both)
+    assert together == pytest.approx((seeds_only**2 + clips.var() / 400) ** 0.5, rel=0.05)
+
+
+def test_methods_are_paired_by_their_seeds() -> None:
+    right, wrong = np.ones(50, bool), np.zeros(50, bool)
+    hits = {"dtkd": {0: right, 1: wrong, 2: right}, "ce": {1: wrong, 2: right, 3: right}, "rkd": {7: wrong}}
+    rows = {line.split("|")[1].strip(): line for line in heldout.table(hits, "dtkd")[2:]}
+    assert "+0.0 (2 seeds)" in rows["ce"]  # of seeds 1 and 2; by position it would be another figure
+    assert rows["rkd"].endswith("| | | |")
+
+
+@pytest.mark.parametrize(
+    "arguments, told", [(["--methods", "cee"], "cee"), (["--reference", "ofa"], "ofa"), (["--set", "data.kind=order"], "classes")]
+)
+def test_what_is_not_there_is_named(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    fresh = [f"data.root={tmp_path / 'other'}", *FRESH]
+    sets = [part for override in fresh for part in ("--set", override)]
+    monkeypatch.setattr("sys.argv", ["heldout", str(comparison), *sets, *arguments])
+    with pytest.raises((heldout.InputError, heldout.UsageError), match=told):
+        heldout.main()
