@@ -164,11 +164,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def check_place(path: Path) -> None:
-    """InputError, before a long work, where `path` could not be made when it ends."""
+    """InputError, before a long work, where `path` could not be made when it ends. Makes nothing itself."""
+    place = path.absolute().parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
     with disk_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.TemporaryFile(dir=place):
                 pass
         except FileNotFoundError as error:  # /proc and the like take no files, and say so in this way
             raise InputError(f"{path}: not writable", "choose another output folder with --out") from error
