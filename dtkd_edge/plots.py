@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 660, 340
 LEFT, RIGHT, TOP, BOTTOM = 66, 22, 16, 54
+LETTER = 0.6  # width of a name's letter, as a share of its size
 NAME = 8.0  # mean width of a character in a row's name
 CHARACTER, LINE, GAP = 7.4, 17.0, 12.0  # of a label: mean width of a character, height of a line, distance from its dot
 COLORS = 8  # series colours that the page defines: --s1 … --s8
@@ -226,7 +227,7 @@ def intervals(rows: Sequence[Row], x_label: str, title: str, *, zero: bool = Fal
         parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{end + 18}" text-anchor="middle">{short(tick)}</text>')
     for number, row in enumerate(rows):
         y = base + step * (number + 0.5)
-        tip = f"{row.name}: {row.mean:.1f}" + ("" if row.error is None else f" ± {row.error:.1f}")
+        tip = f"{row.name}: {row.mean:.3g}" + ("" if row.error is None else f" ± {row.error:.2g}")
         name = escape(fitted(row.name, left - 18, NAME))
         parts.append(f'<text class="name" x="{left - 14:.1f}" y="{y + 5:.1f}" text-anchor="end">{name}</text>')
         parts += [f'<circle class="dot faint s{row.color}" cx="{x(v):.1f}" cy="{y:.1f}" r="3.5"/>' for v in row.values]
@@ -247,16 +248,17 @@ def intervals(rows: Sequence[Row], x_label: str, title: str, *, zero: bool = Fal
 def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], title: str) -> str:
     """A square of counts, rows and columns of the same names; a cell's colour is its share of the row."""
     longest = max(len(name) for name in names)
-    left = min(7.4 * longest + 14, 190.0)
+    largest = 14.5  # pixels of the names' letters
+    left = min(LETTER * largest * longest + 18, 190.0)
     step = (WIDTH - RIGHT - left) / len(names)
-    top = left if step < 7.4 * longest else 26.0  # names of columns stand upright where they do not fit across
+    top = left if step < LETTER * largest * longest else 26.0  # names of columns stand upright where they do not fit across
     height = top + step * len(names) + 8
-    size = min(14.5, 0.8 * step)
+    size = min(largest, 0.8 * step)
     parts = []
     for i, (name, row) in enumerate(zip(names, counts, strict=True)):
         middle = top + step * (i + 0.5)
         style = f'class="name" style="font-size:{size:.1f}px"'
-        shown = escape(fitted(name, left - 10, 0.56 * size))
+        shown = escape(fitted(name, left - 14, LETTER * size))
         parts.append(f'<text {style} x="{left - 8:.1f}" y="{middle + size / 3:.1f}" text-anchor="end">{shown}</text>')
         x = left + step * (i + 0.5)
         place = f'transform="translate({x + size / 3:.1f} {top - 8:.1f}) rotate(-90)"'

@@ -64,6 +64,12 @@ def open_gate(
     return Gate(frames, own, max_drop, reference.run_clips(frames))
 
 
+def right(logits: NDArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which clips of logits `[n, classes]` get their label; none whose logits are no numbers."""
+    answered: NDArray[np.bool_] = np.equal(logits.argmax(1), labels) & np.isfinite(logits).all(1)
+    return answered
+
+
 def paired(labels: dict[str, NDArray[np.int64]], reference: Logits, got: Logits, max_drop: float) -> AccuracyPart:
     """Compare on the same clips; the head that loses most stands for all.
 
@@ -74,8 +80,7 @@ def paired(labels: dict[str, NDArray[np.int64]], reference: Logits, got: Logits,
         known = labels[head] >= 0
         if not known.any():
             continue
-        before = np.equal(reference[head].argmax(1), labels[head])[known]
-        after = (np.equal(got[head].argmax(1), labels[head]) & np.isfinite(got[head]).all(1))[known]
+        before, after = (right(logits[head], labels[head])[known] for logits in (reference, got))
         lost = before.astype(float) - after
         n = len(lost)
         drop = 100 * float(lost.mean())

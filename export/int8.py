@@ -15,7 +15,7 @@ from dtkd_edge.console import say
 from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.deploy.backends.openvino import OpenVinoBackend
 from dtkd_edge.export import clips, graph, nncf, openvino, qdq, verify
-from dtkd_edge.export.accuracy import Gate
+from dtkd_edge.export.accuracy import Gate, right
 from dtkd_edge.export.clips import Calibration
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class Int8:
             odds /= odds.sum(1, keepdims=True)
             each.append(np.where(known, odds[np.arange(len(labels)), labels], 0.0))
             if known.any():
-                before = self.gate.reference[head][numbers].argmax(1) == labels
-                won.append(float(((logits.argmax(1) == labels).astype(float) - before)[known].mean()))
+                before, after = (right(z, labels)[known].astype(float) for z in (self.gate.reference[head][numbers], logits))
+                won.append(float((after - before).mean()))
         return 1 + min(won, default=0.0), np.mean(each, 0).tolist()
 
 

@@ -15,6 +15,11 @@ from dtkd_edge.recipe import DistillConfig
 
 BOTH = frozenset({"cnn", "vit"})
 
+# Terms that match features → the teachers whose.
+MATCHED: dict[str, tuple[str, ...]] = {
+    "align": ("cnn",), "fitnet-cnn": ("cnn",), "fitnet-vit": ("vit",), "feature": ("cnn", "vit"),
+}  # fmt: skip
+
 # Terms whose weight rises from 0 during distill.warmup: features and relations of a student that knows nothing yet are noise.
 RAMPED = frozenset({"sdd", "align", "rkd", "dkd", "feature", "fitnet-vit", "fitnet-cnn"})
 
@@ -91,18 +96,20 @@ def needed_teachers(config: DistillConfig) -> set[str]:
     """Which of "cnn" and "vit" the method reads with these weights; what it does not read need not be trained or run."""
     needed: set[str] = set()
     for term in term_weights(config):
+        if term == "ce":
+            continue
+        if term in MATCHED:
+            needed.update(MATCHED[term])
+            continue
         if term == "kd":
             source = find_method(config.method).target
-        elif term in ("dkd", "dist", "ofa"):
-            source = config.rivals.target
         elif term == "sdd":
             source = config.branch.target
         elif term == "rkd":
             source = config.relation.source
-        else:
-            source = {"ce": "none", "align": "cnn", "fitnet-cnn": "cnn", "fitnet-vit": "vit"}.get(term, "both")
-        if source != "none":
-            needed |= {source} if source in BOTH else BOTH
+        else:  # dkd, dist, ofa
+            source = config.rivals.target
+        needed |= {source} if source in BOTH else BOTH
     return needed
 
 

@@ -13,7 +13,16 @@ from torch.nn import functional as F
 
 from dtkd_edge.distill import datw, kd, rivals, rkd, sdd
 from dtkd_edge.distill.matching import Matching, Projections, mean_distance, tap_pairs
-from dtkd_edge.distill.methods import RAMPED, find_method, needed_teachers, require_tap, require_teachers, resolve, term_weights
+from dtkd_edge.distill.methods import (
+    MATCHED,
+    RAMPED,
+    find_method,
+    needed_teachers,
+    require_tap,
+    require_teachers,
+    resolve,
+    term_weights,
+)
 from dtkd_edge.distill.precision import full_precision
 from dtkd_edge.distill.ranks import gather_batch
 from dtkd_edge.errors import RecipeError, UsageError
@@ -22,7 +31,6 @@ from dtkd_edge.preprocess import JointSampling
 from dtkd_edge.recipe import DistillConfig
 
 ORDER = ("cnn", "vit")  # of teachers wherever they stand in columns
-_MATCHED = {"align": ("cnn",), "fitnet-cnn": ("cnn",), "fitnet-vit": ("vit",), "feature": ORDER}  # terms that match features
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -94,7 +102,7 @@ class DistillationTask(nn.Module):
     def _build(self) -> None:
         options, taps = self.config.branch, self.student.info.taps
         pairs = {name: tap_pairs(self.student.info, t.info, name, self.config) for name, t in self._teachers.items()}
-        matched = {name for term in self.weights for name in _MATCHED.get(term, ())}
+        matched = {name for term in self.weights for name in MATCHED.get(term, ())}
         # All that a cache keeps, so that other methods find it there too; and of that what this method reads.
         self.stored_taps = {name: list(pair.values()) for name, pair in pairs.items()}
         last = int("sdd" in self.weights)
@@ -282,7 +290,7 @@ class DistillationTask(nn.Module):
             terms["sdd"] = sdd.feature_distance(self.branch(read[self.tap]), sdd.unit_variance(raw), kind)
         for term in ("align", "fitnet-cnn", "fitnet-vit"):
             if term in active:
-                predictions, targets = pairs[_MATCHED[term][0]]
+                predictions, targets = pairs[MATCHED[term][0]]
                 terms[term] = mean_distance(predictions, targets, kind)
         if "feature" in active and omega is not None:
             both = [pairs[name] for name in ORDER]
