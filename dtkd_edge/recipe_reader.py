@@ -154,6 +154,21 @@ def differences(found: Any, wanted: Any, key: str = "") -> list[str]:
     return [] if found == wanted else [f"{key} = {found}, not {wanted}"]
 
 
+def missing_keys(path: Path) -> list[str]:
+    """Keys that a run's own recipe.yaml lacks, of an earlier version then: what it was trained with is not today's default."""
+
+    def missing(found: Any, wanted: Any, key: str = "") -> list[str]:
+        if not (isinstance(found, dict) and isinstance(wanted, dict)):
+            return []
+        return [
+            name
+            for k, value in wanted.items()
+            for name in ([f"{key}{k}"] if k not in found else missing(found[k], value, f"{key}{k}."))
+        ]
+
+    return missing(yaml.safe_load(path.read_text(encoding="utf-8")), load(path).model_dump(mode="json"))
+
+
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the section of an unknown key does have."""
     section: type[BaseModel] | None = Recipe

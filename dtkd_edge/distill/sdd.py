@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.distill.precision import full_precision
-from dtkd_edge.distill.ranks import batch_mean
+from dtkd_edge.distill.ranks import batch_mean, ranks
 from dtkd_edge.errors import UsageError
 
 Grid = tuple[int, int, int]
@@ -55,15 +55,19 @@ def to_grid(features: Tensor, grid: Grid) -> Tensor:
     in torch's `adaptive_avg_pool3d`), float32 where half precision does not come in whole blocks; what is on the grid already is
     returned as it is."""
     places = features.movedim(1, -1)  # channels last in memory too, as the matrix products behind this want them
+    size = 1
     for dim, cells in enumerate(grid, 1):  # one dimension after the other: the same, and on a CPU several times faster
         length = places.shape[dim]
         if length == cells:
             continue
-        if length % cells == 0:  # whole blocks
-            places = places.unflatten(dim, (cells, -1)).mean(dim + 1)
-        else:
+        if length % cells:
             places = _pool(places, dim, cells)
-    return places.movedim(-1, 1)
+        elif features.dtype is torch.float16:  # whose sums could leave its range
+            places = places.unflatten(dim, (cells, -1)).mean(dim + 1)
+        else:  # whole blocks: sums, divided when they are few, and so in backward, where a mean divides as many values as it read
+            places = places.unflatten(dim, (cells, -1)).sum(dim + 1)
+            size *= length // cells
+    return (places / size if size > 1 else places).movedim(-1, 1)
 
 
 def shrink_to_grid(features: Tensor, grid: Grid) -> Tensor:
@@ -134,15 +138,18 @@ def unit_variance(target: Tensor) -> Tensor:
 
 @torch.no_grad()
 @full_precision
-def explained(vit: Tensor, cnn: Tensor, ridge: float = 0.01) -> Tensor:
+def explained(vit: Tensor, cnn: Tensor, ridge: float | None = None) -> Tensor:
     """The best linear guess of φ_ViT from φ_CNN at the same place: two `[B, C, T, H, W]` → the same, no gradient.
 
-    Aᵀ = (Σ c cᵀ + λI)⁻¹ Σ c vᵀ over all places of the batch (of all ranks), λ = ridge times the mean of Σ c cᵀ's diagonal; A c.
-    The two random projections know nothing of each other, so that their plain difference has all of either teacher in it; A turns
-    the CNN's features to the ViT's axes first.
+    Aᵀ = (Σ c cᵀ + λI)⁻¹ Σ c vᵀ over the N places of the batch (of all ranks); A c. The two random projections know nothing of
+    each other, so that their plain difference has all of either teacher in it; A turns the CNN's features to the ViT's axes.
+    λ = ridge times the mean of Σ c cᵀ's diagonal; none: 0.01 + C / N, since with few places C channels would explain whatever
+    there is (of noise, the share C / N).
     """
     c, v = _places(cnn).flatten(0, 1), _places(vit).flatten(0, 1)
     within, across = batch_mean(c.T @ c / len(c)), batch_mean(c.T @ v / len(c))
+    if ridge is None:
+        ridge = 0.01 + c.shape[1] / (len(c) * ranks())
     floor = ridge * within.diagonal().mean() + 1e-12
     # The unchecked form: the checked one would wait for the device, and with the floor there is nothing to check.
     a = torch.linalg.solve_ex(within + floor * torch.eye(len(within), device=c.device, dtype=c.dtype), across).result

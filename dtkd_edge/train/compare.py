@@ -211,9 +211,15 @@ def settings(name: str) -> tuple[str, ...]:
 
 def _refuse_another_run(job: Job, recipe: str) -> None:
     """UsageError where the job's folder holds a run of other values, which would be taken for this one."""
-    if not (job.folder / "recipe.yaml").is_file():
+    saved = job.folder / "recipe.yaml"
+    if not saved.is_file():
         return
-    found = recipes.load(job.folder / "recipe.yaml").model_dump()
+    if lacking := recipes.missing_keys(saved):
+        raise UsageError(
+            f"{job.folder}: holds a run of an earlier version, whose recipe has no {lacking[0]}",
+            "give another --out, or remove that folder",
+        )
+    found = recipes.load(saved).model_dump()
     wanted = recipes.load(recipe, job.overrides).model_dump()
     if job.method == TEACHERS:
         for values in (found, wanted):

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from dtkd_edge.errors import MissingDevice, RecipeError
+from dtkd_edge.errors import MissingDevice, RecipeError, UsageError
+from dtkd_edge.train.memory import keep_freed_memory
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -33,6 +34,8 @@ class Engine:
             raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
         cpu = device == "cpu" or not torch.cuda.is_available()
         self.rank, self.world = 0, int(os.environ.get("WORLD_SIZE", "1"))
+        if "WORLD_SIZE" not in os.environ and int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+            raise UsageError("mpirun: each of its processes would train alone, in the same folder", "start them by torchrun")
         if self.world > 1:
             from accelerate import PartialState
 
@@ -40,6 +43,8 @@ class Engine:
             self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
         else:
             self.device = torch.device("cpu" if cpu else "cuda")
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.precision = precision
         if precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("precision: fp16 trains on GPUs only", "--set precision=bf16, or fp32")

@@ -35,6 +35,7 @@ from dtkd_edge.models.base import fit_clip
 from dtkd_edge.models.saved import load_model
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.train.compare import spread
+from dtkd_edge.train.memory import keep_freed_memory
 from dtkd_edge.video import read_input
 
 Hits = NDArray[np.bool_]  # [clips]
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="method,seed,top1 of every student")
     options = parser.parse_args()
 
+    keep_freed_memory()
     students = find_students(options.comparison)
     wanted = options.methods.split(",") if options.methods else list(students)
     if missing := [name for name in dict.fromkeys([*wanted, options.reference]) if name not in students]:

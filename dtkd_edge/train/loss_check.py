@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -18,14 +17,22 @@ if TYPE_CHECKING:
 FIRST_STEPS = 10  # whose median says where the loss began
 
 
-@dataclass
 class Step:
-    """What is looked at one step later, so that a device need not be waited for: is everything still finite, and the loss in
-    the range where it began?"""
+    """A step's values on their way to the CPU. They are looked at one step later: the device need not stand still for that."""
 
-    number: int
-    values: dict[str, torch.Tensor]
-    clips: list[int]
+    def __init__(self, number: int, values: dict[str, torch.Tensor], clips: list[int]) -> None:
+        self.number, self.clips, self._names = number, clips, list(values)
+        self._values = torch.stack([value.float() for value in values.values()])
+        self._copied: torch.cuda.Event | None = None
+        if self._values.is_cuda:
+            self._values = self._values.to("cpu", non_blocking=True)  # into pinned memory: the copy waits in the device's queue
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def values(self) -> dict[str, float]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._names, self._values.tolist(), strict=True))
 
 
 def check_loss(phase: Phase, step: Step, epoch: int, log: RunLog) -> None:
@@ -34,7 +41,7 @@ def check_loss(phase: Phase, step: Step, epoch: int, log: RunLog) -> None:
     thousand times as large.
 
     The loss here is that of all terms at their full weights: those that rise from 0 would otherwise make a healthy one rise."""
-    values = dict(zip(step.values, torch.stack([value.float() for value in step.values.values()]).tolist(), strict=True))
+    values = step.values()
     weights, config = phase.task.weights, phase.config
     loss = sum(weights[name] * values[name] for name in weights if name in values)
     where = f"at epoch {epoch + 1}, step {step.number + 1}"

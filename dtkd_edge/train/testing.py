@@ -191,7 +191,9 @@ def _open(target: Path | None) -> tuple[Predict, Preprocess, dict[str, list[str]
 
     from dtkd_edge.models.base import fit_clip
     from dtkd_edge.models.saved import load_model
+    from dtkd_edge.train.memory import keep_freed_memory
 
+    keep_freed_memory()
     model, card = load_model(folder / "student")
 
     @torch.inference_mode()

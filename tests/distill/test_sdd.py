@@ -139,7 +139,7 @@ def test_the_fitted_residual_is_what_least_squares_leave():
     assert np.allclose(rows(left), rows(vit) - rows(cnn) @ coefficients, atol=1e-9)
     assert np.abs(rows(left).T @ rows(cnn)).max() < 1e-9  # nothing in it that the CNN's features tell
     # With a ridge it is the least squares of data with √λ·I below, for targets of 0.
-    level = 0.01 * np.trace(rows(cnn).T @ rows(cnn)) / 4
+    level = (0.01 + 4 / 90) * np.trace(rows(cnn).T @ rows(cnn)) / 4
     padded, wanted = np.vstack([rows(cnn), level**0.5 * np.eye(4)]), np.vstack([rows(vit), np.zeros((4, 6))])
     coefficients, *_ = np.linalg.lstsq(padded, wanted, rcond=None)
     assert np.allclose(rows(residual(vit, cnn)), rows(vit) - rows(cnn) @ coefficients, atol=1e-9)
@@ -147,10 +147,17 @@ def test_the_fitted_residual_is_what_least_squares_leave():
 
 def test_a_vit_that_knows_no_more_than_the_cnn_leaves_nothing():
     """Its own φ does not matter then; the plain difference of the two projections is as large as ever."""
-    features = torch.randn(4, 6, 2, 3, 3)
+    features = torch.randn(40, 6, 2, 3, 3)
     vit, cnn = FixedProjection(6, 4, (2, 3, 3), 2)(features), FixedProjection(6, 6, (2, 3, 3), 1)(features)
     assert variance(residual(vit, cnn)) < 1e-3 * variance(vit)
     assert variance(residual(vit, cnn[:, :4], "plain")) > variance(vit)
+
+
+def test_a_few_places_explain_little_of_noise():
+    """Plain least squares would explain all of it: 16 places, 48 channels."""
+    vit, cnn = torch.randn(2, 16, 48, 1, 1, 1)
+    assert variance(vit - explained(vit, cnn, ridge=0.0)) < 1e-3 * variance(vit)
+    assert variance(residual(vit, cnn)) > 0.2 * variance(vit)
 
 
 def test_distances_equal_their_statements():

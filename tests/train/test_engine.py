@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dtkd_edge.errors import RecipeError
+from dtkd_edge.errors import RecipeError, UsageError
 from dtkd_edge.train import loop
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.command import train
+from dtkd_edge.train.engine import Engine
 
 ALONE = ["distill.method=ce", "student.options={width: 8, dropout: 0.0}", "train.epochs=2"]
 
@@ -84,3 +85,10 @@ def test_fp16_is_refused_without_a_gpu(small: list[str], tmp_path: Path) -> None
     with pytest.raises(RecipeError, match="fp16"):
         train("quickstart", overrides=[*small, "precision=fp16", "device=cpu"], out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_mpirun_is_refused_instead_of_training_alone_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"mpirun: .* torchrun"):
+        Engine("cpu")

@@ -40,6 +40,10 @@ def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_valu
         compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "train.lr=0.5"], out=out)
     with pytest.raises(UsageError, match=r"teachers: holds a run with teachers\.cnn\.train\.epochs = 1, not 2"):
         compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "teachers.cnn.train.epochs=2"], out=out)
+    saved = out / "seed-0" / "kd-cnn" / "recipe.yaml"
+    saved.write_text(saved.read_text().replace("  align_taps: all\n", ""))
+    with pytest.raises(UsageError, match=r"kd-cnn: holds a run of an earlier version, whose recipe has no distill\.align_taps"):
+        compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out)
 
 
 @pytest.mark.parametrize("name", ["dtkd@", "dtkd@sdd", "dtkd@sdd=", "dtkd@method=ce", "dtkd@../x=1", "ce@seed=1/2"])
