@@ -9,7 +9,7 @@ from html import escape
 from dtkd_edge import plots
 from dtkd_edge.benchmarks.queries import included
 from dtkd_edge.benchmarks.record import Record
-from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, shown, timed
+from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, place, shown, timed
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.page import document, figure
 
@@ -48,10 +48,8 @@ def _dates(records: Sequence[Record]) -> str:
 
 def series_name(record: Record) -> str:
     """What tells two rows of one plot apart."""
-    unit = f" {record.device.unit}" if record.device.kind == "jetson" else ""
-    where = f" · {record.device.kind}{unit}" + (f" · {record.device.host}" if record.device.host else "")
     more = included(record.timed_region)
-    return record.label + where + (f" + {more}" if more else "")
+    return f"{record.label} · {place(record)}" + (f" + {more}" if more else "")
 
 
 def _tiles(records: list[Record]) -> str:

@@ -107,11 +107,22 @@ def _what(record: Record) -> str:
     return "frames" if record.mode == "stream" else "clips"
 
 
+def threads(record: Record) -> str:
+    """'2 threads', where the bench was told how many."""
+    count = record.device.threads
+    return f"{count} thread{'s' if count > 1 else ''}" if count else ""
+
+
+def place(record: Record) -> str:
+    """Where a row was measured: 'cpu', 'jetson gpu · user@host', 'cpu, 1 thread'."""
+    device = record.device
+    unit = f" {device.unit}" if device.kind == "jetson" and device.unit else ""
+    own = ", ".join(part for part in (device.kind + unit, threads(record)) if part)
+    return " · ".join(part for part in (own, device.host) if part)
+
+
 def cells(record: Record) -> tuple[str, ...]:
-    unit = f" {record.device.unit}" if record.device.kind == "jetson" and record.device.unit else ""
-    where = " · ".join(part for part in (record.backend, record.device.kind + unit) if part)
-    if record.device.host:
-        where += f" · {record.device.host}"
+    where = " · ".join(part for part in (record.backend, place(record)) if part)
     if record.status != "ok":
         return (
             record.label,
@@ -225,7 +236,7 @@ def device_line(record: Record) -> str:
         parts.append(f"driver {gpu.get('driver')}")
     if jetson:
         parts.append(f"JetPack {jetson.get('jetpack')} (L4T {jetson.get('l4t')}), power mode {jetson.get('power_mode')}")
-    parts.append(f"{device.threads} thread{'s' if device.threads > 1 else ''}" if device.threads else "")
+    parts.append(threads(record))
     parts.append(f"at {device.host}" if device.host else "")
     return "Device: " + ", ".join(p for p in parts if p) + "."
 

@@ -9,7 +9,7 @@ import pytest
 from test_compare import row
 from test_telemetry import ORIN_NANO, fake_jetson
 
-from dtkd_edge.benchmarks.page import page
+from dtkd_edge.benchmarks.page import page, series_name
 from dtkd_edge.benchmarks.record import Telemetry
 from dtkd_edge.benchmarks.telemetry import Sampler
 
@@ -68,3 +68,14 @@ def test_two_rows_share_a_plot_and_their_names_are_in_its_key(warming: Telemetry
 
 def test_rows_without_telemetry_have_no_such_plots() -> None:
     assert not any(title.startswith(("Clock", "Temperature", "Power")) for title in plots_of(page([row(10)])))
+
+
+def test_rows_that_differ_in_threads_alone_are_told_apart() -> None:
+    rows = []
+    for threads in (None, 1, 2):
+        record = row(10)
+        rows.append(record.model_copy(update={"device": record.device.model_copy(update={"threads": threads})}))
+    kind = rows[0].device.kind
+    assert [series_name(r).rpartition(" · ")[2] for r in rows] == [kind, f"{kind}, 1 thread", f"{kind}, 2 threads"]
+    html = page(rows)
+    assert f"{kind}, 1 thread</td>" in html and f"{kind}, 2 threads</td>" in html
