@@ -1,6 +1,6 @@
 """What it brings to keep freed memory: a training step with and without, in processes that take turns.
 
-    python -m benchmarks.heap [RECIPE] [--set A.B=V] [--rounds 5] [--steps 8]
+    python -m dtkd_edge.benchmarks.heap [RECIPE] [--set A.B=V] [--rounds 5] [--steps 8]
 
 Each round starts one process with the C library's own rule and one that keeps what it frees (train/memory.py), and times the
 steps and forward passes of `dtkd_edge.train.step_cost` in CPU time on one thread. Printed are the median over rounds of the
