@@ -36,6 +36,7 @@ from dtkd_edge.train.compare_report import cells, columns, compare_page, csv_tex
 from dtkd_edge.train.jobs import TEACHERS, Job, epochs_of, mean_top1, run_jobs
 
 METHODS = "ce,kd-vit,kd-cnn,kd-mean,dtkd"
+_OF_STUDENTS = ("student", "train", "distill")  # sections that teachers are not trained with
 
 
 def compare(
@@ -214,7 +215,10 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
     saved = job.folder / "recipe.yaml"
     if not saved.is_file():
         return
-    if lacking := recipes.missing_keys(saved):
+    lacking = recipes.missing_keys(saved)
+    if job.method == TEACHERS:
+        lacking = [key for key in lacking if key.partition(".")[0] not in _OF_STUDENTS]
+    if lacking:
         raise UsageError(
             f"{job.folder}: holds a run of an earlier version, whose recipe has no {lacking[0]}",
             "give another --out, or remove that folder",
@@ -233,7 +237,7 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
 
 def _forget_the_student(values: dict[str, Any]) -> None:
     """What teachers are not trained with: so that one comparison can go on with the teachers of another."""
-    for section in ("student", "train", "distill"):
+    for section in _OF_STUDENTS:
         del values[section]
     for section, key in (("data", "student_clips"), ("teachers", "views"), ("teachers", "cache")):
         del values[section][key]
