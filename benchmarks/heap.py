@@ -16,6 +16,9 @@ import sys
 
 import numpy as np
 
+from dtkd_edge import recipe_reader as recipes
+from dtkd_edge.exits import reported
+
 _CHILD = """
 import json, resource, sys, time
 import torch
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
+    recipes.load(options.recipe, options.overrides)  # what is wrong with it is said once, and not by a child
 
     def once(rule: str) -> dict[str, float]:
         arguments = [rule, options.recipe, str(options.steps), json.dumps(options.overrides)]
@@ -60,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    reported(main)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+from dtkd_edge.exits import reported
+
 LIMIT = 2.0
 ROUNDS = 15
 HELP = [sys.executable, "-m", "dtkd_edge", "--help"]
@@ -54,4 +56,4 @@ def main(rounds: int = ROUNDS) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    reported(main)

@@ -32,7 +32,7 @@ class DtkdEdgeError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
-    def __reduce__(self) -> tuple[type[DtkdEdgeError], tuple[str, str]]:  # crosses process borders (loader workers)
+    def __reduce__(self) -> tuple[type[DtkdEdgeError], tuple[str, str]]:  # crosses process borders (of a training)
         return type(self), (self.message, self.hint)
 
 

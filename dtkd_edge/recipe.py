@@ -60,7 +60,7 @@ class DataConfig(_Section):
     )
     fps: float | None = Field(None, gt=0, description="dense: the rate that strides are counted at; none: the video's own")
     eval_crop: float = Field(1.0, gt=0.3, le=1.0, description="crop / short side at evaluation")
-    workers: int | None = Field(None, ge=0, le=256, description="loader processes; none: chosen from the cores")
+    workers: int | None = Field(None, ge=0, le=256, description="threads that read ahead; none: chosen from the cores")
     cache_mb: int = Field(2048, ge=0, description="keep decoded clips in memory while they fit; 0: decode every time")
     max_broken: float = Field(0.05, ge=0, le=1, description="share of undecodable clips that stops the run")
 

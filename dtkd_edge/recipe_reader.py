@@ -166,7 +166,8 @@ def missing_keys(path: Path) -> list[str]:
             for name in ([f"{key}{k}"] if k not in found else missing(found[k], value, f"{key}{k}."))
         ]
 
-    return missing(yaml.safe_load(path.read_text(encoding="utf-8")), load(path).model_dump(mode="json"))
+    wanted = load(path).model_dump(mode="json")
+    return missing(yaml.safe_load(text_of(path)), wanted)
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from dtkd_edge.errors import RecipeError
 from dtkd_edge.recipe import DistillConfig
 
+LOSSES = 2  # raised when a term comes out otherwise than before: such runs are not averaged, nor gone on with
+
 BOTH = frozenset({"cnn", "vit"})
 
 # Terms that match features → the teachers whose.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -131,9 +132,14 @@ def fit_clip(frames: Tensor, info: ModelInfo) -> Tensor:
         flat = clips.transpose(1, 2).reshape(batch * length, 3, height, width)
         flat = nn.functional.interpolate(flat, (info.size, info.size), mode="bilinear", antialias=True)
         clips = flat.reshape(batch, length, 3, info.size, info.size).transpose(1, 2)
-    mean = clips.new_tensor(info.mean).view(1, 3, 1, 1, 1)
-    std = clips.new_tensor(info.std).view(1, 3, 1, 1, 1)
-    return (clips - mean) / std
+    return (clips - _per_channel(info.mean, clips.device)) / _per_channel(info.std, clips.device)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """`[1, 3, 1, 1, 1]`, kept: a copy to a device would wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, 3, 1, 1, 1)
 
 
 def triple(value: Any, default: Any) -> tuple[float, float, float]:

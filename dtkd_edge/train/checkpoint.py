@@ -1,4 +1,4 @@
-"""Full training state on disk, one file per phase, so that a run killed at any instant goes on from its last whole epoch."""
+"""Full training state on disk, one file per phase, so that a run killed at any instant goes on from its last one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dtkd_edge.errors import CheckpointError
 from dtkd_edge.files import atomic_path
 from dtkd_edge.models.weights import refusal
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
@@ -59,7 +59,8 @@ def load_state(path: Path, tell: Callable[[str], None] = lambda _: None) -> Trai
         return None
     if not _whole(path) and _whole(previous(path)):
         tell(f"{path}: damaged; the state before it is whole")
-        previous(path).replace(path)  # or the next one would keep the damaged file as the one before it
+        with suppress(FileNotFoundError):  # another rank has done it
+            previous(path).replace(path)  # or the next one would keep the damaged file as the one before it
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
         state = TrainState(**raw)

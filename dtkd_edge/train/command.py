@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.files import check_place, disk_errors, sole_writer, write_json, write_text
 from dtkd_edge.models.base import VideoModel
@@ -27,21 +29,37 @@ from dtkd_edge.train.phases import RunContext, RunData, check_heads, check_model
 from dtkd_edge.train.run_report import save_predictions, write_run_report
 from dtkd_edge.train.scores import Scores
 
+METRICS = "metrics.json"
 
-def train(recipe: str, *, overrides: list[str], out: Path | None = None, resume: bool = False) -> Path:
-    """Train what the recipe says into a run folder and return it. With `resume`, continue (or start) that run."""
+
+def train(
+    recipe: str, *, overrides: list[str], out: Path | None = None, resume: bool = False, engine: Engine | None = None
+) -> Path:
+    """Train what the recipe says into a run folder and return it. With `resume`, continue (or start) that run. engine: of several
+    trainings one after the other; it stays open."""
     config = recipes.load(recipe, overrides)
-    engine = Engine(config.device, config.precision)
+    own = engine or Engine(config.device, config.precision)
     try:
-        folder, config = _open_run(out or RUNS / config.name, config, overrides, out is not None, resume, engine)
-        if (folder / "metrics.json").is_file():
-            if engine.main:
-                say(f"{folder}: this run is finished; nothing to do")
-        else:
-            _train(folder, config, engine, resume)
+        with own.others_end():
+            folder, config = _open_run(out or RUNS / config.name, config, overrides, out is not None, resume, own)
+            if own.agree(_finished(folder, config)):
+                if own.main:
+                    say(f"{folder}: this run is finished; nothing to do")
+            else:
+                _train(folder, config, own, resume)
     finally:
-        engine.close()
+        if engine is None:
+            own.close()
     return folder
+
+
+def _finished(folder: Path, config: Recipe) -> bool:
+    """Whether the run has all that its recipe asks for: one that trained its teachers alone may go on to the student."""
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    return config.phases == "teachers" or "student" in metrics
 
 
 def _open_run(
@@ -66,15 +84,18 @@ def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
     check_heads(config, folder, data)
     saved = folder / "recipe.yaml"
     before: str | None = None
+    refused: UsageError | None = None
     engine.wait()
     with ExitStack() as held:
         if engine.main:
             with disk_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(sole_writer(folder))
+                refused = _hold(held, folder, saved.is_file() and not resume)
+        if refused := engine.agree(refused):  # or the other ranks would wait for this one
+            raise refused
+        if engine.main:
+            with disk_errors(folder):
                 before = saved.read_text(encoding="utf-8") if saved.is_file() else None
-                if before is not None and not resume:  # another training has ended here since we looked
-                    raise UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out")
                 write_text(saved, config.to_yaml())
         try:
             with disk_errors(folder), memory_errors(config.name):
@@ -86,8 +107,17 @@ def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
         except KeyboardInterrupt:
             if engine.main:
                 again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
-                say(f"interrupted; whole epochs are kept. Continue with: {again}")
+                say(f"interrupted. To go on after the last checkpoint: {again}")
             raise
+
+
+def _hold(held: ExitStack, folder: Path, taken: bool) -> UsageError | None:
+    """Keep others from writing the run; or why this training may not. taken: another one has ended there since we looked."""
+    try:
+        held.enter_context(sole_writer(folder))
+    except UsageError as error:
+        return error
+    return UsageError(f"{folder}: holds a run already", "continue it with --resume, or give another --out") if taken else None
 
 
 def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, resume: bool) -> None:
@@ -111,6 +141,7 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
             "method": config.distill.method,
             "views": "1x1",
             "clips": {"train": len(context.train), "student": len(context.student_clips), "val": len(context.val)},
+            "losses": LOSSES,
             "seconds": round(time.perf_counter() - began, 1),
             "tools": {"dtkd-edge": dtkd_edge.__version__, "torch": torch.__version__},
         }
@@ -119,7 +150,7 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
                 heads = predictions(context, scores)
                 save_predictions(folder, heads)
                 write_run_report(folder, config.name, metrics, heads)
-            write_json(folder / "metrics.json", metrics)  # last: it says that the run is finished
+            write_json(folder / METRICS, metrics)  # last: it says that the run is finished
     finally:
         log.close()
     engine.wait()
@@ -226,9 +257,16 @@ def _next_free(folder: Path) -> Path:
 
 def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
     """The run's own recipe, with this call's overrides; refuses to continue a run of another recipe."""
-    saved = recipes.load(folder / "recipe.yaml", overrides)
+    before, saved = recipes.load(folder / "recipe.yaml"), recipes.load(folder / "recipe.yaml", overrides)
     if saved.name != config.name:
         raise RecipeError(f"{folder}: a run of recipe {saved.name}, not of {config.name}", "give another --out")
+    for name in ("cnn", "vit"):
+        was, wanted = (getattr(recipe.teachers, name) for recipe in (before, saved))
+        if was != wanted and (folder / "teachers" / f"{name}.json").is_file():
+            raise RecipeError(
+                f"{folder}: its teacher {name} is finished; teachers.{name} cannot be changed any more",
+                f"give another --out, or remove {folder}/teachers/{name}.json and {folder}/checkpoints to train it again",
+            )
     if other := recipes.differences(saved.model_dump(), config.model_dump()):
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         say(f"{folder}: goes on with its own recipe, which has {', '.join(other[:3])}{more}; change it with --set")

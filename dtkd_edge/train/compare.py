@@ -27,7 +27,7 @@ from rich.table import Table
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.data.catalogue import GENERATED, open_split
-from dtkd_edge.distill.methods import find_method, needed_teachers
+from dtkd_edge.distill.methods import LOSSES, find_method, needed_teachers
 from dtkd_edge.errors import RecipeError, UsageError
 from dtkd_edge.files import check_place, write_json, write_text
 from dtkd_edge.recipe import Recipe
@@ -118,10 +118,10 @@ def _jobs(
         sets = [
             f"teachers.{teacher}.{key}"
             for teacher in sorted(needed[name])
-            for key in (f"weights={run / TEACHERS / teacher}.safetensors", "train=null")
+            for key in (f"weights={_quoted(run / TEACHERS / f'{teacher}.safetensors')}", "train=null")
         ]
         if needed[name] and config.teachers.views is not None and config.teachers.cache is None:
-            sets.append(f"teachers.cache={run / 'cache'}")
+            sets.append(f"teachers.cache={_quoted(run / 'cache')}")
         return sets
 
     jobs = []
@@ -130,6 +130,11 @@ def _jobs(
             jobs.append(job(seed, TEACHERS, (f"distill.method={reads_all}", "phases=teachers")))
         jobs += [job(seed, name, ("phases=all", *sets, *given(seed, name))) for name, sets in variants.items()]
     return jobs
+
+
+def _quoted(path: Path) -> str:
+    """A path as a YAML value: it may hold " #" or ": "."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _refuse_what_compare_gives(overrides: list[str]) -> None:
@@ -218,11 +223,13 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
     lacking = recipes.missing_keys(saved)
     if job.method == TEACHERS:
         lacking = [key for key in lacking if key.partition(".")[0] not in _OF_STUDENTS]
+    another = "give another --out, or remove that folder"
     if lacking:
-        raise UsageError(
-            f"{job.folder}: holds a run of an earlier version, whose recipe has no {lacking[0]}",
-            "give another --out, or remove that folder",
-        )
+        raise UsageError(f"{job.folder}: holds a run of an earlier version, whose recipe has no {lacking[0]}", another)
+    if job.finished and job.method != TEACHERS:
+        losses = json.loads((job.folder / "metrics.json").read_text(encoding="utf-8")).get("losses")
+        if losses != LOSSES:
+            raise UsageError(f"{job.folder}: holds a run of another version, whose losses were others", another)
     found = recipes.load(saved).model_dump()
     wanted = recipes.load(recipe, job.overrides).model_dump()
     if job.method == TEACHERS:
@@ -230,9 +237,7 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
             _forget_the_student(values)
     if other := recipes.differences(found, wanted):
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        raise UsageError(
-            f"{job.folder}: holds a run with {', '.join(other[:3])}{more}", "give another --out, or remove that folder"
-        )
+        raise UsageError(f"{job.folder}: holds a run with {', '.join(other[:3])}{more}", another)
 
 
 def _forget_the_student(values: dict[str, Any]) -> None:

@@ -14,11 +14,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from dtkd_edge.errors import MissingDevice, RecipeError, UsageError
+from dtkd_edge.errors import MissingDevice, NotHereError, RecipeError, UsageError
 from dtkd_edge.train.memory import keep_freed_memory
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
+# How many processes a launcher started that sets no WORLD_SIZE.
+_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,17 +36,16 @@ class Engine:
             raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
         cpu = device == "cpu" or not torch.cuda.is_available()
         self.rank, self.world = 0, int(os.environ.get("WORLD_SIZE", "1"))
-        if "WORLD_SIZE" not in os.environ and int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-            raise UsageError("mpirun: each of its processes would train alone, in the same folder", "start them by torchrun")
+        if "WORLD_SIZE" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _LAUNCHED):
+            raise UsageError("mpirun or srun: each of its processes would train alone", "start them by torchrun")
         if self.world > 1:
             from accelerate import PartialState
 
-            state = PartialState(cpu=cpu)  # joins the others: torchrun's, accelerate's, Slurm's or MPI's variables
+            state = PartialState(cpu=cpu)  # joins the others, by the variables that torchrun and accelerate set
             self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
         else:
             self.device = torch.device("cpu" if cpu else "cuda")
-        if self.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory()
         self.precision = precision
         if precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("precision: fp16 trains on GPUs only", "--set precision=bf16, or fp32")
@@ -54,6 +55,17 @@ class Engine:
     def main(self) -> bool:
         """Whether this process writes and speaks."""
         return self.rank == 0
+
+    @contextmanager
+    def others_end(self) -> Iterator[None]:
+        """NotHereError where this process only fails because another one of the training has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = any(said in str(error) for said in ("closed by peer", "reset by peer"))
+            if self.world == 1 or not (lost or isinstance(error, distributed.DistBackendError)):
+                raise
+            raise NotHereError("another process of this training has ended", "see what that one said") from error
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

@@ -60,8 +60,8 @@ def epochs_of(recipe: Recipe) -> int:
 def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
     """Teachers first; a seed's methods as soon as its teachers are there. What is finished is not trained again. However this
     ends, no training goes on behind it."""
-    threads = max((os.cpu_count() or 1) // at_once, 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = max(len(os.sched_getaffinity(0)) // at_once, 1)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     state = _State(jobs, at_once)
     teachers = {job.seed: job for job in jobs if job.method == TEACHERS}
     waiting: dict[Future[None], Job] = {}
@@ -111,7 +111,7 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
                 wait([future for future in waiting if not future.cancelled()])  # nobody is told of those
             raise
         except (KeyboardInterrupt, SystemExit):
-            say("interrupted: the same command goes on after the last whole epochs")
+            say("interrupted: the same command goes on after the last checkpoints")
             raise
 
 

@@ -44,11 +44,15 @@ class RunLog:
         if len(kept) < len(lines):
             write_text(self.path, "".join(kept))
 
+    def add_from_any(self, entry: dict[str, Any]) -> None:
+        """A line by whichever process has it to say: its clips are known to it alone."""
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
     def add(self, entry: dict[str, Any]) -> None:
         if not self.main:
             return
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.add_from_any(entry)
         phase, epoch = entry.get("phase"), entry.get("epoch")
         if phase is not None and epoch is not None:
             for key, value in entry.items():

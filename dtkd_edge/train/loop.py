@@ -186,8 +186,8 @@ def train_epoch(
                 raise DataError(f"{phase.name}: a batch has fewer than two clips that decode", "see: dtkd-edge data check")
             continue
         lr = set_learning_rate(optimizer, learning_rate(config, step + number, total))
-        frames = batch["frames"].to(phase.device, non_blocking=True)
-        labels = {head: value.to(phase.device, non_blocking=True) for head, value in batch["labels"].items()}
+        frames = to_device(batch["frames"], phase.device)
+        labels = {head: to_device(value, phase.device) for head, value in batch["labels"].items()}
         shared = None
         if (mixture := mix(frames, phase.augment)) is not None:
             frames, others = mixture.frames, {head: value[mixture.partner] for head, value in labels.items()}
@@ -215,6 +215,11 @@ def train_epoch(
     means = {name: round(float(engine.mean(value)) / count, 6) for name, value in sums.items()}
     train_top1 = round(means.pop("train_top1"), 4)
     return {"phase": phase.name, "epoch": epoch + 1, "lr": lr, **means, "train_top1": train_top1}
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """From pinned memory where it is a GPU: the copy then waits in the device's queue, and the host does not."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 @dataclass

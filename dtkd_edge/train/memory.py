@@ -13,7 +13,7 @@ from torch import Tensor
 from dtkd_edge.errors import NotHereError
 
 PROBES = 3  # steps tried between a size that fits and one that does not
-_MOST = 2**30  # bytes
+_THRESHOLDS = (2**30, 2**25)  # bytes; before 2.35, glibc takes no more than 32 MiB
 
 
 def keep_freed_memory() -> bool:
@@ -24,7 +24,9 @@ def keep_freed_memory() -> bool:
     """
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of <malloc.h>
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl and macOS have none
-    return mallopt is not None and all([mallopt(mmap_threshold, _MOST), mallopt(trim_threshold, _MOST)])
+    # The second one alone would fix the first at 128 KiB, where glibc otherwise raises it as it learns.
+    known = mallopt is not None and any(mallopt(mmap_threshold, size) for size in _THRESHOLDS)
+    return known and bool(mallopt(trim_threshold, _THRESHOLDS[0]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

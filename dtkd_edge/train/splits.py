@@ -18,7 +18,8 @@ from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.errors import InputError, RecipeError, UsageError
 from dtkd_edge.files import write_json
 from dtkd_edge.runs import RUNS
-from dtkd_edge.train.command import parse_views, train
+from dtkd_edge.train.command import METRICS, parse_views, train
+from dtkd_edge.train.engine import Engine
 
 WITH_SPLITS = ("hmdb51", "ucf101")
 
@@ -36,7 +37,7 @@ def train_splits(
 ) -> dict[str, Any]:
     """Train every split into OUT/split-N, then write OUT/splits.json: the scores of each, and mean and range over the splits.
 
-    Finished splits are left alone with `resume`. Returns what splits.json holds.
+    Finished splits are left alone with `resume`. Returns what splits.json holds; in all processes of a training but one, nothing.
     """
     config = recipes.load(recipe, overrides)
     if config.data.kind not in WITH_SPLITS:
@@ -45,16 +46,27 @@ def train_splits(
     folder = out or RUNS / f"{config.name}-splits"
     if not resume and any((folder / f"split-{number}").exists() for number in numbers):
         raise UsageError(f"{folder}: holds runs of these splits already", "go on with --resume, or give another --out")
+    engine = Engine(config.device, config.precision)  # of all splits: processes join each other once
+    try:
+        for number in numbers:
+            if engine.main:
+                say(f"split {number} ({numbers.index(number) + 1} of {len(numbers)})")
+            sets, run = [*overrides, f"data.split={number}"], folder / f"split-{number}"
+            train(recipe, overrides=sets, out=run, resume=resume, engine=engine)
+    finally:
+        engine.close()
+    return _summarise(config.name, folder, numbers) if engine.main else {}
+
+
+def _summarise(name: str, folder: Path, numbers: list[int]) -> dict[str, Any]:
     scores: dict[int, dict[str, dict[str, float]]] = {}
     for number in numbers:
-        say(f"split {number} ({numbers.index(number) + 1} of {len(numbers)})")
-        run = train(recipe, overrides=[*overrides, f"data.split={number}"], out=folder / f"split-{number}", resume=resume)
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / f"split-{number}" / METRICS).read_text(encoding="utf-8"))
         scores[number] = {**{f"teacher {name}": row for name, row in metrics["teachers"].items()}}
         if "student" in metrics:
             scores[number]["student"] = metrics["student"]
     result = {
-        "recipe": config.name,
+        "recipe": name,
         "splits": {str(number): rows for number, rows in scores.items()},
         "mean": {model: _mean([rows[model] for rows in scores.values()]) for model in scores[numbers[0]]},
     }

@@ -94,6 +94,12 @@ class TeacherCache:
         numbers = index.numpy()
         taught = {}
         for name, arrays in self._maps.items():
+            if (lacking := numbers[np.isnan(arrays["pooled" + SCALE][numbers])]).size:
+                clip = self.data.catalogue[int(lacking[0])].path
+                raise DataError(
+                    f"{self.folders[name]}: has no outputs of {clip}, which did not decode then",
+                    "remove that folder: it is filled again",
+                )
             heads = {key: self._value(arrays, HEAD + key, numbers) for key in self.task.student.heads}
             taps = {tap: self._value(arrays, TAP + tap, numbers) for tap in self.task.read_taps[name]}
             taught[name] = TeacherOutput(heads, taps, self._value(arrays, "pooled", numbers))

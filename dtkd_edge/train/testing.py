@@ -191,14 +191,16 @@ def _open(target: Path | None) -> tuple[Predict, Preprocess, dict[str, list[str]
 
     from dtkd_edge.models.base import fit_clip
     from dtkd_edge.models.saved import load_model
-    from dtkd_edge.train.memory import keep_freed_memory
+    from dtkd_edge.train.memory import InParts, keep_freed_memory
 
     keep_freed_memory()
     model, card = load_model(folder / "student")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    run = InParts(lambda frames: model(fit_clip(frames.to(device), model.info)), "evaluation")
 
     @torch.inference_mode()
     def run_torch(frames: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        out = model(fit_clip(torch.from_numpy(frames), model.info))
-        return {head: logits.numpy() for head, logits in out.items()}
+        return {head: logits.cpu().numpy() for head, logits in run(torch.from_numpy(frames)).items()}
 
     return run_torch, card.preprocess, card.labels, folder, str(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +126,19 @@ def test_every_official_split_and_their_mean(dtkd_edge: Run, main: Main, tmp_pat
     assert tested["mean"]["action"]["top1"] == pytest.approx(sum(single) / 3) and tested["views"] == "1x1"
     code, _, said = main("train", "hmdb51", *sets, "--splits", "1,2,3", "--out", runs, "--resume")
     assert code == 0 and said.count("this run is finished") == 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_split_after_the_other(tmp_path: Path) -> None:
+    root = trees.hmdb51(tmp_path / "set")
+    sets = [part for override in [f"data.root={root}", *TINY, "distill.method=ce"] for part in ("--set", override)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dtkd_edge"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    command = [*launch, "train", "hmdb51", *sets, "--splits", "1,2", "--out", "runs"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "runs/splits.json").read_text())["splits"]) == {"1", "2"}
+    assert done.stderr.count("split 2 (2 of 2)") == 1 and done.stdout.count("official splits") == 1  # one process alone speaks
 
 
 def test_splits_that_do_not_fit(tmp_path: Path) -> None:

@@ -312,12 +312,11 @@ def test_a_step_does_not_wait_for_the_device(method):
     frames, labels = batch()
     frames, labels = frames.cuda(), {head: y.cuda() for head, y in labels.items()}
     task(frames, labels)["loss"].backward()  # the first step may build workspaces
-    taught = task.teach(frames)
-    clip = fit_clip(frames, task.student.info)
-    features = task.student.forward_features(clip)
-    output = task.student.forward_head(features)
     torch.cuda.set_sync_debug_mode("error")
     try:
+        taught = task.teach(frames)
+        features = task.student.forward_features(fit_clip(frames, task.student.info))
+        output = task.student.forward_head(features)
         terms, omega = task._logit_terms(features, output, labels, taught)
         more, _ = task._feature_terms(features, taught, omega)
         sum([*terms.values(), *more.values()]).backward()

@@ -87,8 +87,11 @@ def test_fp16_is_refused_without_a_gpu(small: list[str], tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-def test_mpirun_is_refused_instead_of_training_alone_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_launcher_that_tells_the_processes_nothing_of_each_other_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match=r"mpirun: .* torchrun"):
+    monkeypatch.setenv(name, "1")
+    Engine("cpu")
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(UsageError, match=r"each of its processes would train alone .*torchrun"):
         Engine("cpu")

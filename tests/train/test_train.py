@@ -137,7 +137,14 @@ def test_resume_takes_a_changed_learning_rate(stopped: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "change", ["student.options={width: 24}", "distill.sdd=0", "train.optimizer=sgd", "distill.branch.tap=x"]
+    "change",
+    [
+        "student.options={width: 24}",
+        "distill.sdd=0",
+        "train.optimizer=sgd",
+        "distill.branch.tap=x",
+        "teachers.cnn.train.epochs=7",  # it is finished
+    ],
 )
 def test_resume_of_another_model_or_method_is_refused_and_the_run_stays_as_it_was(
     stopped: Path, tmp_path: Path, change: str
@@ -148,6 +155,15 @@ def test_resume_of_another_model_or_method_is_refused_and_the_run_stays_as_it_wa
         train("quickstart", overrides=[change], out=run, resume=True)
     assert len(refused.value.message) < 400 and refused.value.hint
     assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+def test_a_run_of_teachers_alone_goes_on_to_its_student(small: list[str], finished: Path, tmp_path: Path, main: Main) -> None:
+    run = train("quickstart", overrides=[*small, "phases=teachers"], out=tmp_path / "run")
+    code, _, said = main("train", "quickstart", "--out", run, "--resume")
+    assert code == 0 and "finished; nothing to do" in said
+    train("quickstart", overrides=["phases=all"], out=run, resume=True)
+    assert (run / "student.safetensors").read_bytes() == (finished / "student.safetensors").read_bytes()
+    assert "student" in json.loads((run / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut off", "one byte"])

@@ -23,7 +23,7 @@ ONE_EPOCH = ["train.epochs=1", "teachers.cnn.train.epochs=1"]
 
 def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_values(small: list[str], tmp_path: Path) -> None:
     overrides = [*small, *ONE_EPOCH, "teachers.vit=null"]
-    out, methods = tmp_path / "out", "ce,kd-cnn@temperature=2,kd-cnn"
+    out, methods = tmp_path / "out: #1", "ce,kd-cnn@temperature=2,kd-cnn"
     result = compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out, jobs=2)
     assert list(result["rows"]) == ["teacher cnn", "ce", "kd-cnn@temperature=2", "kd-cnn"]
     assert sorted(p.name for p in (out / "seed-0").iterdir()) == ["ce", "kd-cnn", "kd-cnn@temperature=2", "teachers"]
@@ -40,6 +40,12 @@ def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_valu
         compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "train.lr=0.5"], out=out)
     with pytest.raises(UsageError, match=r"teachers: holds a run with teachers\.cnn\.train\.epochs = 1, not 2"):
         compare("quickstart", methods=methods, seeds=1, overrides=[*overrides, "teachers.cnn.train.epochs=2"], out=out)
+    metrics = out / "seed-0" / "ce" / "metrics.json"
+    written = metrics.read_text()
+    metrics.write_text(written.replace('"losses": ', '"losses": 1'))
+    with pytest.raises(UsageError, match=r"ce: holds a run of another version, whose losses were others"):
+        compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out)
+    metrics.write_text(written)
     for name in ("teachers", "kd-cnn"):  # to the teachers it is all one
         saved = out / "seed-0" / name / "recipe.yaml"
         saved.write_text(saved.read_text().replace("  align_taps: all\n", ""))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from train_cases import SMALL, with_sets
 
+from dtkd_edge.files import sole_writer
 from dtkd_edge.train.command import train
 
 # Dropout is off: ranks draw their own. SGD, because AdamW's first steps are the sign of the gradient and blow rounding up. A
@@ -96,3 +97,54 @@ def test_ranks_share_the_storing_of_teacher_outputs_and_resume(trained: list[str
     assert again.returncode == 0, again.stderr
     assert "resumed after epoch 1 of 2" in again.stderr
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["student"]["n"] == 32
+
+
+BAD = """
+import os, sys
+from dtkd_edge.cli import main
+from dtkd_edge.distill.task import DistillationTask
+
+forward, steps, factor = DistillationTask.forward, [], float(sys.argv.pop(1))
+
+def bad(task, *arguments, **named):
+    result = forward(task, *arguments, **named)
+    steps.append(0)
+    if os.environ["RANK"] == "1" and len(steps) == 3:
+        result = {**result, "loss": factor * result["loss"], "terms": {n: factor * v for n, v in result["terms"].items()}}
+    return result
+
+DistillationTask.forward = bad
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "said"), [("1e5", "the loss rose to"), ("nan", "ce is not finite")])
+def test_a_loss_that_goes_wrong_in_one_process_is_said_with_its_own_clips(
+    factor: str, said: str, trained: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "bad.py", factor]
+    arguments = ["train", "quickstart", "--out", "run", *with_sets([*trained, "distill.method=ce", "train.batch_size=8"])]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert any(f"student: {said}" in line for line in lines), done.stderr
+    (own,) = [line for line in lines if f"student: {said}" in line]
+    assert "at epoch 1, step 3" in own and "a defect" not in done.stderr
+    others = ("gradient is not finite at epoch 1, step 3 in process 0: see", "another process of this training has ended")
+    assert all(line == own or any(other in line for other in others) for line in lines), lines
+    (stopped,) = [entry for entry in map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines()) if "stopped" in entry]
+    assert len(stopped["clips"]) == 8 and stopped["clips"][0] in own
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_a_run_alone_that_another_process_writes(trained: list[str], tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    with sole_writer(tmp_path / "held"):
+        refused = run_ranks(2, "train", "quickstart", *with_sets(trained), "--out", "held", cwd=tmp_path)
+    lines = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert refused.returncode != 0 and lines and all("writes here" in line for line in lines), refused.stderr
