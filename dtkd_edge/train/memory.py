@@ -24,9 +24,9 @@ def keep_freed_memory() -> bool:
     """
     mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of <malloc.h>
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl and macOS have none
-    # The second one alone would fix the first at 128 KiB, where glibc otherwise raises it as it learns.
-    known = mallopt is not None and any(mallopt(mmap_threshold, size) for size in _THRESHOLDS)
-    return known and bool(mallopt(trim_threshold, _THRESHOLDS[0]))
+    if mallopt is None or not any(mallopt(mmap_threshold, size) for size in _THRESHOLDS):
+        return False  # and not the other one alone, which would fix this one at 128 KiB, where glibc raises it as it learns
+    return bool(mallopt(trim_threshold, _THRESHOLDS[0]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -197,10 +197,10 @@ def _open(target: Path | None) -> tuple[Predict, Preprocess, dict[str, list[str]
     model, card = load_model(folder / "student")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    run = InParts(lambda frames: model(fit_clip(frames.to(device), model.info)), "evaluation")
+    ask = InParts(lambda frames: model(fit_clip(frames.to(device), model.info)), "evaluation")
 
     @torch.inference_mode()
     def run_torch(frames: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        return {head: logits.cpu().numpy() for head, logits in run(torch.from_numpy(frames)).items()}
+        return {head: logits.cpu().numpy() for head, logits in ask(torch.from_numpy(frames)).items()}
 
     return run_torch, card.preprocess, card.labels, folder, str(folder)
