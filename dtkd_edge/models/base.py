@@ -132,14 +132,20 @@ def fit_clip(frames: Tensor, info: ModelInfo) -> Tensor:
         flat = clips.transpose(1, 2).reshape(batch * length, 3, height, width)
         flat = nn.functional.interpolate(flat, (info.size, info.size), mode="bilinear", antialias=True)
         clips = flat.reshape(batch, length, 3, info.size, info.size).transpose(1, 2)
-    return (clips - _per_channel(info.mean, clips.device)) / _per_channel(info.std, clips.device)
+    mean, std = (_per_channel(tuple(values), clips.device) for values in (info.mean, info.std))
+    return (clips - mean) / std
+
+
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """`[1, 3, 1, 1, 1]`; on a GPU kept, since a copy to it would wait for it."""
+    build = _kept if device.type == "cuda" else torch.tensor
+    return build(values, device=device).view(1, 3, 1, 1, 1)
 
 
 @lru_cache
-def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """`[1, 3, 1, 1, 1]`, kept: a copy to a device would wait for it."""
+def _kept(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(1, 3, 1, 1, 1)
+        return torch.tensor(values, device=device)
 
 
 def triple(value: Any, default: Any) -> tuple[float, float, float]:

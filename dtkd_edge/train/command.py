@@ -265,7 +265,7 @@ def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
         if was != wanted and (folder / "teachers" / f"{name}.json").is_file():
             raise RecipeError(
                 f"{folder}: its teacher {name} is finished; teachers.{name} cannot be changed any more",
-                f"give another --out, or remove {folder}/teachers/{name}.json and {folder}/checkpoints to train it again",
+                "train it in another run: give another --out",
             )
     if other := recipes.differences(saved.model_dump(), config.model_dump()):
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""

@@ -21,7 +21,15 @@ T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
 # How many processes a launcher started that sets no WORLD_SIZE.
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_LOST = ("closed by peer", "reset by peer", "remote process exited")  # in the words of gloo and NCCL
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(device: str) -> torch.device:
+    """The device that auto, cpu or cuda means here; MissingDevice where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
+    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 class Engine:
@@ -32,19 +40,20 @@ class Engine:
     """
 
     def __init__(self, device: str = "auto", precision: Precision = "fp32") -> None:
-        if device == "cuda" and not torch.cuda.is_available():
-            raise MissingDevice("device: cuda: torch finds no CUDA device here", "--set device=cpu, or install the GPU's driver")
-        cpu = device == "cpu" or not torch.cuda.is_available()
+        self.device = find_device(device)
         self.rank, self.world = 0, int(os.environ.get("WORLD_SIZE", "1"))
         if "WORLD_SIZE" not in os.environ and any(os.environ.get(name, "1") != "1" for name in _LAUNCHED):
-            raise UsageError("mpirun or srun: each of its processes would train alone", "start them by torchrun")
+            raise UsageError(
+                "mpirun or srun: each of its processes would train alone",
+                "start them by torchrun, or set WORLD_SIZE=1 for a single one",
+            )
         if self.world > 1:
             from accelerate import PartialState
 
-            state = PartialState(cpu=cpu)  # joins the others, by the variables that torchrun and accelerate set
+            state = PartialState(
+                cpu=self.device.type == "cpu"
+            )  # joins the others, by torchrun's variables
             self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
-        else:
-            self.device = torch.device("cpu" if cpu else "cuda")
         keep_freed_memory()
         self.precision = precision
         if precision == "fp16" and self.device.type == "cpu":
@@ -62,8 +71,7 @@ class Engine:
         try:
             yield
         except RuntimeError as error:
-            lost = any(said in str(error) for said in ("closed by peer", "reset by peer"))
-            if self.world == 1 or not (lost or isinstance(error, distributed.DistBackendError)):
+            if self.world == 1 or not any(said in str(error) for said in _LOST):
                 raise
             raise NotHereError("another process of this training has ended", "see what that one said") from error
 

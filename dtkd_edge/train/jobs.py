@@ -61,7 +61,9 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
     """Teachers first; a seed's methods as soon as its teachers are there. What is finished is not trained again. However this
     ends, no training goes on behind it."""
     threads = max(len(os.sched_getaffinity(0)) // at_once, 1)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():  # a lower number is the user's own choice
+        threads = max(min(threads, int(given)), 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     state = _State(jobs, at_once)
     teachers = {job.seed: job for job in jobs if job.method == TEACHERS}
     waiting: dict[Future[None], Job] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from dtkd_edge.files import disk_errors, write_text
 
 class RunLog:
     """Appends to RUN/log.jsonl and RUN/tensorboard; a resumed phase first drops the lines of epochs that it will repeat.
-    main: false in all processes of a training but one; they write and say nothing."""
+    main: false in all processes of a training but one; they say nothing, and write no more than why they stopped."""
 
     def __init__(self, folder: Path, main: bool = True) -> None:
         self.path = folder / "log.jsonl"
@@ -45,14 +46,18 @@ class RunLog:
             write_text(self.path, "".join(kept))
 
     def add_from_any(self, entry: dict[str, Any]) -> None:
-        """A line by whichever process has it to say: its clips are known to it alone."""
+        """A line by whichever process has it to say, the last one before it stops: its clips are known to it alone."""
+        with nullcontext() if self.main else suppress(OSError):  # another host may not see the folder
+            self._write(entry)
+
+    def _write(self, entry: dict[str, Any]) -> None:
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def add(self, entry: dict[str, Any]) -> None:
         if not self.main:
             return
-        self.add_from_any(entry)
+        self._write(entry)
         phase, epoch = entry.get("phase"), entry.get("epoch")
         if phase is not None and epoch is not None:
             for key, value in entry.items():

@@ -59,9 +59,10 @@ def check_loss(phase: Phase, step: Step, epoch: int, log: RunLog) -> None:
         what = f"the loss rose to {loss:.4g}, most of it {term}, {where}, from {usual:.3g}"
         limit = f"; {phase.section}.max_rise={config.max_rise:g} is the limit"
     hint = f"lower {phase.section}.lr, also to go on after the last checkpoint with --resume{limit}"
-    if bad == ["gradient"] and phase.engine.world > 1:  # the mean over processes, of which another one's loss is to blame
-        raise InputError(f"{phase.name}: {what} in process {phase.engine.rank}: see what the others said", hint)
     files = [str(phase.data.catalogue[i].path) for i in step.clips]
+    if bad == ["gradient"] and phase.engine.world > 1:  # the mean over processes, of which another one's loss may be to blame
+        log.add({"phase": phase.name, "stopped": what, "step": step.number + 1})
+        raise InputError(f"{phase.name}: {what} in process {phase.engine.rank}; see what the others said", hint)
     log.add_from_any({"phase": phase.name, "stopped": what, "step": step.number + 1, "clips": files})
     named = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
     raise InputError(f"{phase.name}: {what} (clips: {named}; all in {log.path.name})", hint)

@@ -49,7 +49,7 @@ def evaluate_target(
     clips of classes that it does not know are counted and left out. submission: every segment is wanted, labelled or not, and no
     video may be missing.
     """
-    predict, preprocess, labels, run, name = _open(target)
+    predict, preprocess, labels, run, name = _open(target, overrides)
     if data is not None:
         config = recipes.data_at(data, overrides)
     elif run is not None:
@@ -162,7 +162,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return out
 
 
-def _open(target: Path | None) -> tuple[Predict, Preprocess, dict[str, list[str]], Path | None, str]:
+def _open(target: Path | None, overrides: list[str]) -> tuple[Predict, Preprocess, dict[str, list[str]], Path | None, str]:
     """What evaluates, how it is fed, its labels, and the run that it belongs to."""
     if target is not None and (target / MANIFEST).is_file():
         from dtkd_edge.deploy.backends import open_backend
@@ -191,12 +191,14 @@ def _open(target: Path | None) -> tuple[Predict, Preprocess, dict[str, list[str]
 
     from dtkd_edge.models.base import fit_clip
     from dtkd_edge.models.saved import load_model
-    from dtkd_edge.train.memory import InParts, keep_freed_memory
+    from dtkd_edge.train.engine import find_device
+    from dtkd_edge.train.memory import InParts, keep_freed_memory, memory_errors
 
     keep_freed_memory()
     model, card = load_model(folder / "student")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
+    device = find_device(recipes.load(folder / "recipe.yaml", overrides).device)
+    with memory_errors(str(folder), "--set device=cpu takes the CPU"):
+        model.to(device)
     ask = InParts(lambda frames: model(fit_clip(frames.to(device), model.info)), "evaluation")
 
     @torch.inference_mode()

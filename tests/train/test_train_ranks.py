@@ -135,9 +135,9 @@ def test_a_loss_that_goes_wrong_in_one_process_is_said_with_its_own_clips(
     assert any(f"student: {said}" in line for line in lines), done.stderr
     (own,) = [line for line in lines if f"student: {said}" in line]
     assert "at epoch 1, step 3" in own and "a defect" not in done.stderr
-    others = ("gradient is not finite at epoch 1, step 3 in process 0: see", "another process of this training has ended")
+    others = ("gradient is not finite at epoch 1, step 3 in process 0; see", "another process of this training has ended")
     assert all(line == own or any(other in line for other in others) for line in lines), lines
-    (stopped,) = [entry for entry in map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines()) if "stopped" in entry]
+    (stopped,) = [entry for entry in map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines()) if "clips" in entry]
     assert len(stopped["clips"]) == 8 and stopped["clips"][0] in own
 
 
