@@ -50,9 +50,7 @@ class Engine:
         if self.world > 1:
             from accelerate import PartialState
 
-            state = PartialState(
-                cpu=self.device.type == "cpu"
-            )  # joins the others, by torchrun's variables
+            state = PartialState(cpu=self.device.type == "cpu")  # joins the others, by torchrun's variables
             self.rank, self.world, self.device = state.process_index, state.num_processes, state.device
         keep_freed_memory()
         self.precision = precision
