@@ -13,7 +13,7 @@ from torch import Tensor
 from dtkd_edge.errors import NotHereError
 
 PROBES = 3  # steps tried between a size that fits and one that does not
-_THRESHOLDS = (2**30, 2**25)  # bytes; before 2.35, glibc takes no more than 32 MiB
+_THRESHOLDS = (2**30, 2**25)  # bytes; older glibc takes no more than 32 MiB
 
 
 def keep_freed_memory() -> bool:
