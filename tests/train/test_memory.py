@@ -23,10 +23,18 @@ from dtkd_edge.train import loop
 from dtkd_edge.train.command import train
 
 torch.backends.mkldnn.enabled = False  # whose own allocations fail as "could not create a primitive"
-room = {room} * 2**20
+room, filled = {room} * 2**20, []
 def limit():
     now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + room, resource.RLIM_INFINITY))
+
+def fill():  # what the process has freed and kept: no block of it is left that holds more than room
+    limit()
+    try:
+        while True:
+            filled.append(torch.empty(2**20, dtype=torch.uint8))
+    except RuntimeError:
+        del filled[-room // 2**20:]
 {where}
 try:
     train("quickstart", overrides=sys.argv[1:])
@@ -65,7 +73,7 @@ loop.forward_backward = limited
 UPDATE = """
 inner = loop.update
 def limited(phase, optimizer, step):
-    limit()
+    fill()
     return inner(phase, optimizer, step)
 loop.update = limited
 """
