@@ -24,16 +24,63 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.distill.task import DistillationTask
+from dtkd_edge.distill.task import DistillationTask, TeacherOutput
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json
 from dtkd_edge.models import VideoModel
+from dtkd_edge.preprocess import JointSampling
 from dtkd_edge.recipe import DistillConfig, ModelConfig, Recipe
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.phases import build_model, channels_last, joint_sampling
 from dtkd_edge.train.schedule import make_optimizer
+
+
+def random_network(recipe: Recipe, config: ModelConfig, engine: Engine, classes: int) -> VideoModel:
+    torch.manual_seed(0)
+    return channels_last(build_model(recipe, config, classes)).to(engine.device)
+
+
+def random_teachers(recipe: Recipe, engine: Engine, classes: int) -> dict[str, VideoModel]:
+    given = {name: config for name in ("cnn", "vit") if (config := getattr(recipe.teachers, name)) is not None}
+    return {name: random_network(recipe, config, engine, classes) for name, config in given.items()}
+
+
+def random_batch(
+    recipe: Recipe, engine: Engine, networks: list[VideoModel], classes: int
+) -> tuple[JointSampling, Tensor, dict[str, Tensor]]:
+    """How the networks share frames, frames as they come from the loader, and labels."""
+    sampling, size, batch = joint_sampling(recipe, networks), max(n.info.size for n in networks), recipe.train.batch_size
+    frames = torch.randint(0, 256, (batch, sampling.frames, size, size, 3), dtype=torch.uint8, device=engine.device)
+    return sampling, frames, {"action": torch.randint(0, classes, (batch,), device=engine.device)}
+
+
+def training_step(
+    recipe: Recipe,
+    engine: Engine,
+    task: DistillationTask,
+    frames: Tensor,
+    labels: dict[str, Tensor],
+    taught: dict[str, TeacherOutput] | None,
+) -> Callable[[], None]:
+    """A step of training on one batch, which is in memory: see `DistillationTask.forward`."""
+    module = engine.distribute(task.train())
+    optimizer = make_optimizer(recipe.train, task, task.student)
+    trained = [p for p in task.parameters() if p.requires_grad]
+
+    def step() -> None:
+        with engine.autocast():
+            loss = module(frames, labels, taught=taught)["loss"]
+        engine.scaler.scale(loss).backward()
+        engine.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(trained, 5.0, foreach=True)
+        engine.scaler.step(optimizer)
+        engine.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def measure(
@@ -41,38 +88,21 @@ def measure(
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Seconds of every turn, by name; bytes of a clip as the device receives it, and of what the teacher cache keeps of it."""
 
-    def build(config: ModelConfig) -> VideoModel:
-        torch.manual_seed(0)
-        return channels_last(build_model(recipe, config, classes)).to(engine.device)
+    teachers = random_teachers(recipe, engine, classes)
 
-    given = {name: config for name in ("cnn", "vit") if (config := getattr(recipe.teachers, name)) is not None}
-    teachers = {name: build(config) for name, config in given.items()}
-    networks = [build(recipe.student), *teachers.values()]
-    sampling, size = joint_sampling(recipe, networks), max(network.info.size for network in networks)
-    batch = recipe.train.batch_size
-    frames = torch.randint(0, 256, (batch, sampling.frames, size, size, 3), dtype=torch.uint8, device=engine.device)
-    labels = {"action": torch.randint(0, classes, (batch,), device=engine.device)}
+    def build() -> VideoModel:
+        return random_network(recipe, recipe.student, engine, classes)
+
+    sampling, frames, labels = random_batch(recipe, engine, [build(), *teachers.values()], classes)
 
     def stepper(config: DistillConfig, cached: bool) -> Callable[[], None]:
-        task = DistillationTask(build(recipe.student), teachers, config, sampling=sampling)
-        task = channels_last(task).to(engine.device).train()
-        optimizer = make_optimizer(recipe.train, task, task.student)
+        task = DistillationTask(build(), teachers, config, sampling=sampling)
+        task = channels_last(task).to(engine.device)
         with engine.autocast():
             taught = task.teach(frames) if cached else None
+        return training_step(recipe, engine, task, frames, labels, taught)
 
-        def step() -> None:
-            with engine.autocast():
-                loss = task(frames, labels, taught=taught)["loss"]
-            engine.scaler.scale(loss).backward()
-            engine.scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_([p for p in task.parameters() if p.requires_grad], 5.0, foreach=True)
-            engine.scaler.step(optimizer)
-            engine.scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-
-        return step
-
-    everything = DistillationTask(build(recipe.student), teachers, recipe.distill, sampling=sampling).to(engine.device)
+    everything = DistillationTask(build(), teachers, recipe.distill, sampling=sampling).to(engine.device)
 
     def asker(name: str) -> Callable[[], None]:
         def ask() -> None:
@@ -116,8 +146,8 @@ def main() -> None:
     recipe = recipes.load(options.recipe, options.overrides)
     if options.cpu_time and options.device == "cuda":
         parser.error("--cpu-time is of the CPU: leave out --device cuda")
-    if options.cpu_time:
-        torch.set_num_threads(1)
+    if options.cpu_time or recipe.threads:
+        torch.set_num_threads(1 if options.cpu_time else recipe.threads or 1)
     engine = Engine("cpu" if options.cpu_time else options.device, recipe.precision)
     clock = time.process_time if options.cpu_time else time.perf_counter
     measured, sizes = measure(recipe, engine, options.steps, options.classes, clock)
