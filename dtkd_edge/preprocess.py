@@ -7,6 +7,7 @@ live inside the exported graph, so that no user can get them wrong. No torch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -41,13 +42,13 @@ class Sampling(BaseModel):
         if total < 1:
             raise ValueError("a clip needs at least one frame")
         if self.kind == "uniform":
-            edges = np.linspace(0, total, self.frames + 1)
+            starts, lengths = _segments(total, self.frames)
             if rng is not None:
-                where = (edges[:-1] + rng.random(self.frames) * np.diff(edges))[None]
+                where = (starts + rng.random(self.frames) * lengths)[None]
             else:  # views are spread inside each segment; one view is its middle
                 offsets = (np.arange(views) + 0.5) / views
-                where = edges[None, :-1] + offsets[:, None] * np.diff(edges)[None]
-            return np.clip(np.floor(where), 0, total - 1).astype(np.int64)
+                where = starts + offsets[:, None] * lengths
+            return np.minimum(np.floor(where), total - 1).astype(np.int64)
         room = max(total - 1 - self.span(fps), 0.0)
         if rng is not None:
             starts = np.array([rng.random() * room])
@@ -72,6 +73,13 @@ class Sampling(BaseModel):
         where = starts[:, None] + np.arange(self.frames)[None] * self._step(fps)
         # Halves go up, all of them: to the nearest even number they would make steps of 5 into steps of 4 and 6.
         return np.clip(np.floor(where + 0.5), 0, total - 1).astype(np.int64)
+
+
+@lru_cache
+def _segments(total: int, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where each of so many equal segments begins, and its length. Kept: most clips of a set have one of few lengths."""
+    edges = np.linspace(0, total, count + 1)
+    return edges[:-1], np.diff(edges)
 
 
 class JointSampling(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = ["ClipDataset", "FrameCache", "Loader", "make_loader"]
 
 Frames = NDArray[np.uint8]
 WORTH_KEEPING = 0.25  # share of a data set
+KNOWN = 4096  # clips whose path and labels are made once: of a set in memory they are a fifth of what an item costs
 
 
 class FrameCache:
@@ -90,6 +91,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.epoch = 0
         self.cache = FrameCache(cache_mb) if cache is None else cache
         self._estimate: float | None = None
+        self._clip = lru_cache(KNOWN)(catalogue.__getitem__)
 
     def set_epoch(self, epoch: int) -> None:
         """Later items are those of that epoch."""
@@ -117,7 +119,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.item(index, self.epoch)
 
     def item(self, index: int, epoch: int) -> dict[str, Any]:
-        clip = self.catalogue[index]
+        clip = self._clip(index)
         try:
             frames = self._eval_frames(clip) if self.augment is None else self._train_frames(clip, index, epoch)
         except VideoError as error:
@@ -128,7 +130,7 @@ class ClipDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """Whether nearly all clips are in memory by now (a few may be broken, or left out of the last, short batch)."""
         if len(self.cache) < 0.9 * len(self):
             return False
-        return sum(self._key(self.catalogue[index]) in self.cache for index in range(len(self))) >= 0.9 * len(self)
+        return sum(self._key(self._clip(index)) in self.cache for index in range(len(self))) >= 0.9 * len(self)
 
     def memory(self) -> float:
         """Bytes that keeping every clip would take, judged by a few of them."""
