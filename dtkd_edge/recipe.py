@@ -266,6 +266,9 @@ class DistillConfig(_Section):
     align_taps: Literal["all", "last"] = Field(
         "all", description="where the CNN's features are matched: at every stage, paired from the last one back, or at the last"
     )
+    vit_tap: Literal["last", "middle"] = Field(
+        "last", description="which of the ViT's features are matched: its last ones, or those half-way up"
+    )
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
     weights: DatwConfig = Field(default_factory=DatwConfig)

@@ -1,7 +1,10 @@
 """Where features meet: which tap of a student is held against which tap of a teacher.
 
-A CNN teacher of the student's kind has the student's stages, so that each of them can be matched; a ViT has none, only its last
-tap. Matching several stages is almost as old as distillation of features (Zagoruyko and Komodakis, ICLR 2017).
+A CNN teacher of the student's kind has the student's stages, so that each of them can be matched. Matching several stages is
+almost as old as distillation of features (Zagoruyko and Komodakis, ICLR 2017). A ViT has no such stages. Of it one tap is
+matched, half-way up, where its tokens still tell what is where: the last ones serve one vector, their mean or the class token,
+and with a mean they keep little of their place (Raghu et al., Do vision transformers see like convolutional neural networks?,
+NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ def tap_pairs(student: ModelInfo, teacher: ModelInfo, name: str, config: Distill
     """Student's tap → tap of the teacher "cnn" or "vit", last ones first. With `align_taps: all`, the stages of a CNN pair from
     the last one back, as many as the network with fewer has."""
     ours, theirs = list(student.taps)[::-1], list(teacher.taps)[::-1]
+    if name == "vit" and config.vit_tap == "middle" and teacher.middle is not None:
+        return {ours[0]: teacher.middle}
     pairs = dict(zip(ours, theirs, strict=False))
     return pairs if name == "cnn" and config.align_taps == "all" else {ours[0]: theirs[0]}
 

@@ -15,6 +15,7 @@ from dtkd_edge.models.base import Layout, ModelInfo, Tensors, VideoModel
 from dtkd_edge.models.layouts import Pattern, substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.tv import TEACHER, TorchvisionModel, without_classifier
+from dtkd_edge.models.vit import fold_tokens
 
 SPATIAL, TEMPORAL = "backbone.pos_encoding.spatial_pos", "backbone.pos_encoding.temporal_pos"
 
@@ -68,11 +69,6 @@ class MViTv1(MViT):
             **super().layouts(),
             "pytorchvideo": lambda tensors: self.from_torchvision(from_pyslowfast(substitute(tensors, _PYTORCHVIDEO))),
         }
-
-
-def fold_tokens(tokens: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """`[B, T·H·W, C]` → `[B, C, T, H, W]`."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 def resample_positions(table: Tensor, grid: tuple[int, ...]) -> Tensor:
@@ -135,7 +131,7 @@ def mvit_v1_b(
 ) -> VideoModel:  # fmt: skip
     from torchvision.models.video.mvit import PositionalEncoding
 
-    info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(192, 384, 768))
+    info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(192, 384, 768), middle="stage3")
     backbone = without_classifier(name, "head", stochastic_depth_prob=stochastic_depth_prob)
     # torchvision builds it for 16 × 224² only. What its patches of 2 × 4² make of a clip:
     length, side = math.ceil(info.frames / 2), math.ceil(info.size / 4)
@@ -151,7 +147,7 @@ def mvit_v2_s(
     name: str, heads: dict[str, int], frames: int | None = None, size: int | None = None,
     dropout: float = 0.5, stochastic_depth_prob: float = 0.2,
 ) -> VideoModel:  # fmt: skip
-    info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(96, 192, 384))
+    info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(96, 192, 384), middle="stage3")
     backbone = without_classifier(name, "head", stochastic_depth_prob=stochastic_depth_prob)
     return MViT(info, heads, backbone, dropout)
 

@@ -138,7 +138,7 @@ def _swin3d(
 ) -> VideoModel:
     width = 128 if name == "swin3d_b" else 96
     taps = {f"stage{i + 1}": width * 2**i for i in range(4)}
-    info = ModelInfo(name, TEACHER, frames=frames or 32, size=size or 224, stride=2, taps=taps, **IMAGENET)
+    info = ModelInfo(name, TEACHER, frames=frames or 32, size=size or 224, stride=2, taps=taps, middle="stage3", **IMAGENET)
     return Swin3D(info, heads, without_classifier(name, "head"), dropout)
 
 

@@ -11,6 +11,7 @@ from dtkd_edge.models.base import JointHeads, Layout, ModelInfo, Tensors, VideoM
 from dtkd_edge.models.layouts import substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.sources import Fetch, transformers_weights
+from dtkd_edge.models.vit import fold_tokens
 
 # name → width, layers, attention heads
 SIZES = {"videomae_small": (384, 12, 6), "videomae_base": (768, 12, 12), "videomae_large": (1024, 24, 16)}
@@ -32,9 +33,17 @@ class VideoMAE(VideoModel):
         self.head = JointHeads(info.taps["tokens"], heads)
 
     def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
-        tokens = self.backbone(clips.transpose(1, 2)).last_hidden_state
+        layers, kept = self.backbone.encoder.layer, []
+        half = layers[len(layers) // 2 - 1]  # and not output_hidden_states, which would keep every layer's
+        hook = half.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+        try:
+            tokens = self.backbone(clips.transpose(1, 2)).last_hidden_state
+        finally:
+            hook.remove()
+        middle = kept[0] if isinstance(kept[0], Tensor) else kept[0][0]  # transformers 4 has a tuple there
         side = self.info.size // PATCH
-        return {"tokens": tokens.transpose(1, 2).unflatten(2, (self.info.frames // TUBELET, side, side))}
+        grid = (self.info.frames // TUBELET, side, side)
+        return {"middle": fold_tokens(middle, grid), "tokens": fold_tokens(tokens, grid)}
 
     def forward_head(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         logits: dict[str, Tensor] = self.head(self.dropout(self.fc_norm(features["tokens"].mean((2, 3, 4)))))
@@ -88,7 +97,8 @@ def _videomae(
         stride=4,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        taps={"tokens": width},
+        taps={"middle": width, "tokens": width},
+        middle="middle",
     )
     return VideoMAE(info, heads, VideoMAEModel(config), dropout)
 

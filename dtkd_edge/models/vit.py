@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dtkd_edge.models.base import Heads, ModelInfo, VideoModel
 from dtkd_edge.models.registry import register
+
+
+def encode(encoder: nn.TransformerEncoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens `[B, N, C]` after the lower half of the layers, and after all of them."""
+    middle = tokens
+    for number, layer in enumerate(encoder.layers, 1):
+        tokens = layer(tokens)
+        if number == len(encoder.layers) // 2:
+            middle = tokens
+    return middle, tokens
+
+
+def fold_tokens(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """`[B, T·H·W, C]` → `[B, C, T, H, W]`."""
+    return tokens.transpose(1, 2).unflatten(2, grid)
 
 
 class TubeletViT(VideoModel):
@@ -39,8 +55,8 @@ class TubeletViT(VideoModel):
 
     def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
         x = self.stem(clips)
-        tokens = self.norm(self.encoder(x.flatten(2).transpose(1, 2) + self.position))
-        return {"tokens": tokens.transpose(1, 2).unflatten(2, x.shape[2:])}
+        middle, tokens = encode(self.encoder, x.flatten(2).transpose(1, 2) + self.position)
+        return {"middle": fold_tokens(middle, x.shape[2:]), "tokens": fold_tokens(self.norm(tokens), x.shape[2:])}
 
     def forward_head(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(self.head(features["tokens"].mean((2, 3, 4))))
@@ -49,12 +65,16 @@ class TubeletViT(VideoModel):
         return list(self.head.parameters())
 
 
+def _info(name: str, frames: int, size: int, dim: int) -> ModelInfo:
+    return ModelInfo(name, ("vit-teacher",), frames=frames, size=size, taps={"middle": dim, "tokens": dim}, middle="middle")
+
+
 @register("vit_tubelet_tiny", ("vit-teacher",), "ViT over tubelets with a convolutional stem, for small generated clips")
 def vit_tubelet_tiny(
     name: str, heads: dict[str, int], frames: int | None = None, size: int | None = None,
     dim: int = 96, depth: int = 4, num_heads: int = 4, dropout: float = 0.0,
 ) -> VideoModel:  # fmt: skip
-    info = ModelInfo(name, ("vit-teacher",), frames=frames or 8, size=size or 48, taps={"tokens": dim})
+    info = _info(name, frames or 8, size or 48, dim)
     return TubeletViT(info, heads, dim, depth, num_heads, dropout)
 
 
@@ -63,5 +83,5 @@ def vit_tubelet(
     name: str, heads: dict[str, int], frames: int | None = None, size: int | None = None,
     dim: int = 192, depth: int = 6, num_heads: int = 6, dropout: float = 0.1,
 ) -> VideoModel:  # fmt: skip
-    info = ModelInfo(name, ("vit-teacher",), frames=frames or 8, size=size or 112, taps={"tokens": dim})
+    info = _info(name, frames or 8, size or 112, dim)
     return TubeletViT(info, heads, dim, depth, num_heads, dropout, stride=16)

@@ -18,13 +18,15 @@ from dtkd_edge.models.layouts import rename
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.shift import fold_time, unfold_time
 from dtkd_edge.models.sources import Fetch, hub_weights, timm_weights
+from dtkd_edge.models.vit import encode, fold_tokens
 
 
 class HybridViT(VideoModel):
     """CNN features of each frame `[B·T, C, H', W']` → tokens with a place in space and one in time → transformer → mean.
 
     freeze: the CNN stays as loaded, batch norms too, and keeps no graph: only the transformer is trained.
-    Taps: `frames`, the CNN's features; `tokens`, the transformer's, both `[B, ·, T, H', W']`.
+    Taps: `frames`, the CNN's features; `middle` and `tokens`, the transformer's half-way up and at its end; all of them
+    `[B, ·, T, H', W']`.
     """
 
     def __init__(
@@ -63,8 +65,9 @@ class HybridViT(VideoModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             frames = unfold_time(self.backbone.forward_features(fold_time(clips)), self.info.frames)
         x = self.embed(frames.movedim(1, -1)).movedim(-1, 1) + self.time + self.space
-        tokens = self.norm(self.encoder(x.flatten(2).transpose(1, 2)))
-        return {"frames": frames, "tokens": tokens.transpose(1, 2).unflatten(2, x.shape[2:])}
+        middle, tokens = encode(self.encoder, x.flatten(2).transpose(1, 2))
+        grid = x.shape[2:]
+        return {"frames": frames, "middle": fold_tokens(middle, grid), "tokens": fold_tokens(self.norm(tokens), grid)}
 
     def forward_head(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(self.head(features["tokens"].mean((2, 3, 4))))
@@ -108,7 +111,8 @@ def vit_hybrid(
         size=side,
         mean=triple(mean, config["mean"]),
         std=triple(std, config["std"]),
-        taps={"frames": features.shape[1], "tokens": dim},
+        taps={"frames": features.shape[1], "middle": dim, "tokens": dim},
+        middle="middle",
     )
     grid = (features.shape[2], features.shape[3])
     return HybridViT(info, backbone, grid, heads, depth=depth, num_heads=num_heads, dropout=dropout, freeze=freeze)

@@ -17,7 +17,8 @@ from dtkd_edge.models.sources import Fetch, hub_weights, timm_weights
 class FrameViT(VideoModel):
     """Each frame alone goes through the image ViT; a learned query then attends to the T frame embeddings and their positions.
 
-    Taps: `frames` `[B, C, T, 1, 1]`, what the image ViT would classify by; `tokens`, its patches' tokens on their grid.
+    Taps: `frames` `[B, C, T, 1, 1]`, what the image ViT would classify by; `middle` and `tokens`, its patches' tokens on their
+    grid, half-way up and at its end.
     """
 
     def __init__(
@@ -35,10 +36,12 @@ class FrameViT(VideoModel):
         self.head = Heads(channels, heads, dropout)
 
     def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
-        x = self.backbone.forward_features(fold_time(clips))
+        depth = len(self.backbone.blocks)
+        x, middle = self.backbone.forward_intermediates(fold_time(clips), indices=[depth // 2 - 1])
         frames = self.backbone.forward_head(x, pre_logits=True)[:, :, None, None]
         tokens = x[:, self.backbone.num_prefix_tokens :].transpose(1, 2).unflatten(2, self.backbone.patch_embed.grid_size)
-        return {"frames": unfold_time(frames, self.info.frames), "tokens": unfold_time(tokens, self.info.frames)}
+        taps = {"middle": middle[0], "frames": frames, "tokens": tokens}
+        return {name: unfold_time(tap, self.info.frames) for name, tap in taps.items()}
 
     def forward_head(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(self.head(self.pool(features["frames"].flatten(2).transpose(1, 2))))
@@ -80,6 +83,7 @@ def vit(
         size=size or config["input_size"][-1],
         mean=config["mean"],
         std=config["std"],
-        taps={"frames": backbone.head_hidden_size, "tokens": backbone.num_features},
+        taps={"middle": backbone.num_features, "frames": backbone.head_hidden_size, "tokens": backbone.num_features},
+        middle="middle",
     )
     return FrameViT(info, backbone, base, heads, dropout, options)

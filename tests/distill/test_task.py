@@ -114,6 +114,8 @@ def test_stages_of_the_cnn_are_paired_from_the_last_one_back():
 
     last = DistillationTask(student(), wide, config(align_taps="last"))
     assert last.matching["cnn"].pairs == {"stage3": "conv5"}
+    half = DistillationTask(student(), wide, config("ca-mkd", vit_tap="middle"))
+    assert half.matching["vit"].pairs == {"stage3": "middle"}
     rival = DistillationTask(student(), wide, config("ca-mkd"))
     assert rival.matching["vit"].pairs == {"stage3": VIT_TAP} and len(rival.matching["cnn"].pairs) == 3
     apart = DistillationTask(student(), wide, config("kd-cnn"))  # reads no features, and keeps them for the methods that do

@@ -46,7 +46,11 @@ def test_a_repository_of_the_hub_gives_transformers_logits(tmp_path: Path) -> No
     clips = torch.randn(2, 3, 4, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(model(clips)["action"], logits(expected, clips), atol=1e-5, rtol=1e-5)
-        assert model.forward_features(clips)["tokens"].shape == (2, 384, 2, 2, 2)
+        features = model.forward_features(clips)
+        assert features["tokens"].shape == (2, 384, 2, 2, 2)
+        hidden = expected.videomae(clips.transpose(1, 2), output_hidden_states=True).hidden_states  # the first: before any layer
+        middle = features["middle"].flatten(2).transpose(1, 2)
+        torch.testing.assert_close(middle, hidden[len(hidden) // 2], atol=1e-5, rtol=1e-5)
 
 
 def test_a_pretrained_repository_without_a_classifier_leaves_the_head(tmp_path: Path) -> None:

@@ -54,6 +54,22 @@ def test_tokens_attend_over_space_and_time() -> None:
     assert ((a["tokens"] - b["tokens"]).abs().amax((0, 1)) > 1e-9).all()
 
 
+@pytest.mark.parametrize(("name", "depth", "lower"), [(NAME, 3, 1), ("vit_tubelet_tiny", 4, 2), ("vit_tubelet_tiny", 1, 0)])
+def test_the_middle_is_what_the_lower_half_of_the_layers_gives(name: str, depth: int, lower: int) -> None:
+    """With the upper layers taken out, the tokens are the middle's behind the last norm."""
+    torch.manual_seed(0)
+    model = create_model(name, 3, frames=2, size=64, depth=depth).eval()
+    clips = torch.randn(2, 3, 2, 64, 64)
+    assert model.info.middle == "middle"
+    with torch.inference_mode():
+        middle, before = (model.forward_features(clips)[tap] for tap in ("middle", "tokens"))
+        model.encoder.layers = model.encoder.layers[:lower]  # type: ignore[union-attr, index, assignment]
+        normed = model.norm(middle.movedim(1, -1)).movedim(-1, 1)  # type: ignore[operator]
+        tokens = model.forward_features(clips)["tokens"]
+    torch.testing.assert_close(tokens, normed)
+    assert not torch.allclose(before, tokens, atol=1e-3)
+
+
 def test_what_is_no_cnn_is_refused() -> None:
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):
         with torch.device("meta"), pytest.raises(RecipeError, match="no feature maps"):

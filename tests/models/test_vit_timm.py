@@ -28,6 +28,8 @@ def test_frames_and_tokens_are_timms(tmp_path: Path) -> None:
     assert report is not None and report.layout == "timm" and report.head_replaced
     assert all(name.startswith(("pool.", "head.")) for name in report.missing)
     clips = torch.randn(2, 3, 2, 224, 224)
+    halfway: list[torch.Tensor] = []
+    reference.blocks[5].register_forward_hook(lambda _m, _i, output: halfway.append(output))  # of twelve
     with torch.inference_mode():
         features = model.forward_features(clips)
         for t in range(2):
@@ -35,6 +37,7 @@ def test_frames_and_tokens_are_timms(tmp_path: Path) -> None:
             torch.testing.assert_close(features["frames"][:, :, t, 0, 0], reference.forward_head(x, pre_logits=True))
             for row, column in ((0, 0), (3, 11)):
                 torch.testing.assert_close(features["tokens"][:, :, t, row, column], x[:, 1 + 14 * row + column])
+                torch.testing.assert_close(features["middle"][:, :, t, row, column], halfway[-1][:, 1 + 14 * row + column])
 
 
 def test_the_pooling_attends_over_time() -> None:
@@ -61,7 +64,8 @@ def test_other_vits_of_timm_under_the_prefix(name: str) -> None:
     side = 4 if "patch14" in name else 2
     clips = torch.randn(1, 3, 2, model.info.size, model.info.size)
     with torch.inference_mode():
-        assert model.forward_features(clips)["tokens"].shape == (1, 192, 2, side, side)
+        features = model.forward_features(clips)
+        assert features["tokens"].shape == features["middle"].shape == (1, 192, 2, side, side)
         assert {head: tuple(v.shape) for head, v in model(clips).items()} == {"verb": (1, 3), "noun": (1, 2)}
 
 
