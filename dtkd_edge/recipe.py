@@ -267,7 +267,7 @@ class DistillConfig(_Section):
         "all", description="where the CNN's features are matched: at every stage, paired from the last one back, or at the last"
     )
     vit_tap: Literal["last", "middle"] = Field(
-        "last", description="which of the ViT's features are matched: its last ones, or those half-way up"
+        "last", description="which of the ViT's features the branch, fitnet-vit and ca-mkd read: the last, or those half-way up"
     )
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")

@@ -1,10 +1,10 @@
 """Where features meet: which tap of a student is held against which tap of a teacher.
 
 A CNN teacher of the student's kind has the student's stages, so that each of them can be matched. Matching several stages is
-almost as old as distillation of features (Zagoruyko and Komodakis, ICLR 2017). A ViT has no such stages. Of it one tap is
-matched, half-way up, where its tokens still tell what is where: the last ones serve one vector, their mean or the class token,
-and with a mean they keep little of their place (Raghu et al., Do vision transformers see like convolutional neural networks?,
-NeurIPS 2021).
+almost as old as distillation of features (Zagoruyko and Komodakis, ICLR 2017). A ViT has no such stages, and one of its taps is
+read: the last, or the one half-way up (`vit_tap`), where its tokens still tell what is where. The last ones serve one vector,
+their mean or the class token, and with a mean they keep little of their place (Raghu et al., Do vision transformers see like
+convolutional neural networks?, NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dtkd_edge.distill import sdd
+from dtkd_edge.errors import RecipeError
 from dtkd_edge.models.base import ModelInfo
 from dtkd_edge.recipe import DistillConfig
 
@@ -25,8 +26,10 @@ _STAGE_SEED = 10  # of φ one stage before the last, and so on
 def tap_pairs(student: ModelInfo, teacher: ModelInfo, name: str, config: DistillConfig) -> dict[str, str]:
     """Student's tap → tap of the teacher "cnn" or "vit", last ones first. With `align_taps: all`, the stages of a CNN pair from
     the last one back, as many as the network with fewer has."""
-    ours, theirs = list(student.taps)[::-1], list(teacher.taps)[::-1]
-    if name == "vit" and config.vit_tap == "middle" and teacher.middle is not None:
+    ours, theirs = list(student.taps)[::-1], [tap for tap in list(teacher.taps)[::-1] if tap != "middle"]
+    if name == "vit" and config.vit_tap == "middle":
+        if teacher.middle is None:
+            raise RecipeError(f"distill.vit_tap: middle: {teacher.name} has no such features", "--set distill.vit_tap=last")
         return {ours[0]: teacher.middle}
     pairs = dict(zip(ours, theirs, strict=False))
     return pairs if name == "cnn" and config.align_taps == "all" else {ours[0]: theirs[0]}

@@ -46,9 +46,9 @@ def _aside(build: Callable[[], M]) -> M:
 
 @dataclass
 class TeacherOutput:
-    """What a teacher says about a batch: `logits` `{head: [B, K]}`; `features` by tap, the last one first, in float32
-    `[B, C, T, H, W]`, pooled to `branch.grid` where they are finer; `pooled` `[B, C]`, the mean of all of the last tap (the cells
-    of a grid may overlap)."""
+    """What a teacher says about a batch: `logits` `{head: [B, K]}`; `features` by tap, the one that the branch reads first, in
+    float32 `[B, C, T, H, W]`, pooled to `branch.grid` where they are finer; `pooled` `[B, C]`, the mean of all of the last tap
+    (the cells of a grid may overlap)."""
 
     logits: dict[str, Tensor]
     features: dict[str, Tensor]

@@ -28,7 +28,8 @@ class ModelInfo:
     frames, stride, size: its clip, T frames that are `stride` apart (1: spread over all of a video), size × size pixels
     mean, std:            of RGB in [0, 1]
     taps:                 feature name → channels, shallow to deep; every tap is `[B, C, T', H', W']`
-    middle:               of a ViT, the tap about half-way up, whose tokens still tell places apart; none: it has no such one
+    middle:               of a ViT, the tap half-way up, whose tokens still tell places apart (of a hierarchical one, the end
+                          of the last stage but one); none: it has no such one
     """
 
     name: str
@@ -39,7 +40,7 @@ class ModelInfo:
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     taps: dict[str, int] = field(default_factory=dict)
-    middle: str | None = None
+    middle: str | None = field(default=None, repr=False)  # the caches of teachers' outputs are named after the repr
 
     @property
     def last_tap(self) -> str:

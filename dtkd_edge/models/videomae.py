@@ -33,14 +33,16 @@ class VideoMAE(VideoModel):
         self.head = JointHeads(info.taps["tokens"], heads)
 
     def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
-        layers, kept = self.backbone.encoder.layer, []
-        half = layers[len(layers) // 2 - 1]  # and not output_hidden_states, which would keep every layer's
-        hook = half.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-        try:
-            tokens = self.backbone(clips.transpose(1, 2)).last_hidden_state
-        finally:
-            hook.remove()
-        middle = kept[0] if isinstance(kept[0], Tensor) else kept[0][0]  # transformers 4 has a tuple there
+        net = self.backbone
+        tokens, layers = net.embeddings(clips.transpose(1, 2), None), net.encoder.layer
+        middle, half = tokens, max(len(layers) // 2, 1)
+        for number, layer in enumerate(layers, 1):
+            said = layer(tokens)
+            tokens = said if isinstance(said, Tensor) else said[0]  # transformers 4 has a tuple there
+            if number == half:
+                middle = tokens
+        if net.layernorm is not None:  # none where the mean is what is normed
+            tokens = net.layernorm(tokens)
         side = self.info.size // PATCH
         grid = (self.info.frames // TUBELET, side, side)
         return {"middle": fold_tokens(middle, grid), "tokens": fold_tokens(tokens, grid)}

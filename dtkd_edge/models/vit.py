@@ -13,11 +13,11 @@ from dtkd_edge.models.registry import register
 
 
 def encode(encoder: nn.TransformerEncoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens `[B, N, C]` after the lower half of the layers, and after all of them."""
-    middle = tokens
+    """Tokens `[B, N, C]` after the lower half of the layers (at least one), and after all of them."""
+    middle, half = tokens, max(len(encoder.layers) // 2, 1)
     for number, layer in enumerate(encoder.layers, 1):
         tokens = layer(tokens)
-        if number == len(encoder.layers) // 2:
+        if number == half:
             middle = tokens
     return middle, tokens
 

@@ -29,15 +29,14 @@ class FrameViT(VideoModel):
 
         self.info, self.heads = info, heads
         self.base, self.options = base, options
-        self.backbone = backbone
+        self.backbone, self.lower = backbone, max(len(backbone.blocks) // 2, 1)
         channels = info.taps["frames"]
         attention_heads = next(n for n in (8, 6, 4, 3, 2, 1) if channels % n == 0)
         self.pool = AttentionPoolLatent(channels, num_heads=attention_heads, pos_embed="abs", feat_size=info.frames)
         self.head = Heads(channels, heads, dropout)
 
     def forward_features(self, clips: Tensor) -> dict[str, Tensor]:
-        depth = len(self.backbone.blocks)
-        x, middle = self.backbone.forward_intermediates(fold_time(clips), indices=[depth // 2 - 1])
+        x, middle = self.backbone.forward_intermediates(fold_time(clips), indices=[self.lower - 1])
         frames = self.backbone.forward_head(x, pre_logits=True)[:, :, None, None]
         tokens = x[:, self.backbone.num_prefix_tokens :].transpose(1, 2).unflatten(2, self.backbone.patch_embed.grid_size)
         taps = {"middle": middle[0], "frames": frames, "tokens": tokens}
@@ -73,7 +72,8 @@ def vit(
         backbone: Any = timm.create_model(base, pretrained=False, **options)
     except TypeError as error:
         raise RecipeError(f"{name}: {error}", "check teachers.vit.options in the recipe") from error
-    if not hasattr(backbone, "num_prefix_tokens") or not hasattr(backbone, "patch_embed"):
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    if grid is None or not hasattr(backbone, "num_prefix_tokens") or not hasattr(backbone, "blocks"):
         raise RecipeError(f"{name}: {type(backbone).__name__} is no plain ViT", "choose a ViT, DeiT, BEiT or EVA of timm")
     config = backbone.pretrained_cfg
     info = ModelInfo(

@@ -11,7 +11,7 @@ teachers' outputs, each process with one torch thread (or a GPU of its own):
 
 Processes that run at the same time begin at the same time and count their steps for so many seconds. Printed are the clips per
 second of all processes and their ratios turn by turn (median, least and most): together / one is the scaling, together / apart
-what the processes' talking to each other leaves of what the machine allows.
+what the processes' talking to each other leaves of what the machine allows (every few steps they also agree on going on).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ import torch
 
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.distill.task import DistillationTask
-from dtkd_edge.errors import NotHereError
+from dtkd_edge.errors import MissingDevice, NotHereError
 from dtkd_edge.exits import reported
 from dtkd_edge.files import write_json
 from dtkd_edge.recipe import Recipe
-from dtkd_edge.train.engine import Engine
-from dtkd_edge.train.phases import channels_last
+from dtkd_edge.train.engine import Engine, find_device
+from dtkd_edge.train.phases import build_model, channels_last
 from dtkd_edge.train.step_cost import random_batch, random_network, random_teachers, training_step
 
-CLASSES, STEPS = 8, 4  # steps before the count, and between two looks at the clock
+CLASSES, STEPS = 8, 8  # steps before the count, and between two looks at the clock
 
 
 def work(recipe: Recipe, seconds: float, folder: Path, processes: int) -> float:
@@ -72,28 +72,48 @@ def work(recipe: Recipe, seconds: float, folder: Path, processes: int) -> float:
     return speed
 
 
-def run(arguments: list[str], seconds: float, processes: int, together: bool) -> float:
-    """Clips per second of so many processes that run at the same time."""
+def run(arguments: list[str], seconds: float, processes: int, together: bool, gpus: list[str]) -> float:
+    """Clips per second of so many processes that run at the same time. gpus: one for each of them; none: on the CPU."""
     with tempfile.TemporaryDirectory() as folder:
+        ready, said = Path(folder, "ready"), Path(folder, "said")
+        ready.mkdir()
         asked = ["-m", "dtkd_edge.train.scaling", *arguments, "--seconds", str(seconds), "--processes", str(processes)]
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if together else []
-        command = [sys.executable, *launcher, *asked, "--worker", folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        started = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(1 if together else processes)
-        ]
-        while any(child.poll() is None for child in started) and not any(child.poll() for child in started):
-            time.sleep(0.05)
-        failed = [child for child in started if child.poll()]
-        for child in started:
-            if child.poll() is None:
-                child.terminate()  # it would wait for the one that failed
-        said = [child.communicate() for child in started]
-        if failed:
-            last = said[started.index(failed[0])][1].strip().splitlines()[-1:]
-            raise NotHereError("a process of the measurement ended with an error", *last)
-        return sum(json.loads(line)["clips_per_second"] for out, _ in said for line in out.splitlines() if line.startswith("{"))
+        command = [sys.executable, *launcher, *asked, "--worker", str(ready)]
+        started: list[subprocess.Popen[bytes]] = []
+        with said.open("w+", encoding="utf-8", errors="replace") as output:  # a file, which takes as much as they say
+            try:
+                for number in range(1 if together else processes):
+                    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                    if gpus:
+                        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus) if together else gpus[number]
+                    started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
+                while any(child.poll() is None for child in started) and not any(child.poll() for child in started):
+                    time.sleep(0.05)
+            finally:
+                for child in started:
+                    if child.poll() is None:
+                        child.terminate()  # it would wait for one that failed
+                for child in started:
+                    child.wait()
+        lines = said.read_text(encoding="utf-8", errors="replace").splitlines()
+        if any(child.returncode for child in started):
+            why = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")] or lines[-1:]
+            raise NotHereError(
+                f"a process of the measurement ended with an error: {' '.join(why[:1])}", "try it with: dtkd-edge train"
+            )
+        return sum(json.loads(line)["clips_per_second"] for line in lines if line.startswith('{"clips_per_second"'))
+
+
+def find_gpus(recipe: Recipe, processes: int) -> list[str]:
+    """A GPU for each process, as CUDA_VISIBLE_DEVICES names them; none where the recipe trains on the CPU."""
+    if find_device(recipe.device).type == "cpu":
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(number) for number in range(torch.cuda.device_count())] if given is None else given.split(",")
+    if processes > len(gpus):
+        raise MissingDevice(f"--processes {processes}: there are {len(gpus)} GPUs here", "lower it, or --set device=cpu")
+    return gpus[:processes]
 
 
 def main() -> None:
@@ -111,12 +131,18 @@ def main() -> None:
         speed = work(recipe, options.seconds, options.worker, options.processes)
         print(json.dumps({"clips_per_second": speed}), flush=True)
         return
+    if options.processes < 2 or options.turns < 1 or options.seconds <= 0:
+        parser.error("--processes from 2, --turns from 1, --seconds above 0")
+    gpus = find_gpus(recipe, options.processes)
+    for config in (recipe.student, recipe.teachers.cnn, recipe.teachers.vit):
+        if config is not None:
+            build_model(recipe, config, CLASSES)  # what is wrong with the recipe is said here, and not by every process
     arguments = [options.recipe, *(f"--set={override}" for override in options.overrides)]
     ways = {"one": (1, False), "apart": (options.processes, False), "together": (options.processes, True)}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(options.turns):
         for name in ways if turn % 2 else reversed(ways):
-            speeds[name].append(run(arguments, options.seconds, *ways[name]))
+            speeds[name].append(run(arguments, options.seconds, *ways[name], gpus))
     print(
         f"{recipe.name}, {recipe.distill.method}: batches of {recipe.train.batch_size} a process, {options.processes} processes"
     )

@@ -116,6 +116,15 @@ def test_stages_of_the_cnn_are_paired_from_the_last_one_back():
     assert last.matching["cnn"].pairs == {"stage3": "conv5"}
     half = DistillationTask(student(), wide, config("ca-mkd", vit_tap="middle"))
     assert half.matching["vit"].pairs == {"stage3": "middle"}
+    ours = DistillationTask(student(), wide, config(vit_tap="middle"))  # the branch's target comes from it; relations as before
+    said = ours.teach(batch()[0])["vit"]
+    assert list(said.features) == ["middle"] and torch.isfinite(ours(*batch())["loss"])
+    whole = ours.teachers["vit"].forward_features(fit_clip(batch()[0], ours.teachers["vit"].info))
+    assert torch.allclose(said.pooled, whole[VIT_TAP].mean((2, 3, 4)), atol=1e-6)
+    with pytest.raises(RecipeError, match="vit_tap"):
+        DistillationTask(student(), {**wide, "vit": wide["cnn"]}, config(vit_tap="middle"))
+    swapped = {"vit": wide["vit"], "cnn": create_model("vit_tubelet_tiny", HEADS, size=48)}
+    assert DistillationTask(student(), swapped, config()).matching["cnn"].pairs == {"stage3": VIT_TAP}
     rival = DistillationTask(student(), wide, config("ca-mkd"))
     assert rival.matching["vit"].pairs == {"stage3": VIT_TAP} and len(rival.matching["cnn"].pairs) == 3
     apart = DistillationTask(student(), wide, config("kd-cnn"))  # reads no features, and keeps them for the methods that do

@@ -54,7 +54,7 @@ def test_tokens_attend_over_space_and_time() -> None:
     assert ((a["tokens"] - b["tokens"]).abs().amax((0, 1)) > 1e-9).all()
 
 
-@pytest.mark.parametrize(("name", "depth", "lower"), [(NAME, 3, 1), ("vit_tubelet_tiny", 4, 2), ("vit_tubelet_tiny", 1, 0)])
+@pytest.mark.parametrize(("name", "depth", "lower"), [(NAME, 3, 1), ("vit_tubelet_tiny", 4, 2), ("vit_tubelet_tiny", 1, 1)])
 def test_the_middle_is_what_the_lower_half_of_the_layers_gives(name: str, depth: int, lower: int) -> None:
     """With the upper layers taken out, the tokens are the middle's behind the last norm."""
     torch.manual_seed(0)
@@ -67,7 +67,7 @@ def test_the_middle_is_what_the_lower_half_of_the_layers_gives(name: str, depth:
         normed = model.norm(middle.movedim(1, -1)).movedim(-1, 1)  # type: ignore[operator]
         tokens = model.forward_features(clips)["tokens"]
     torch.testing.assert_close(tokens, normed)
-    assert not torch.allclose(before, tokens, atol=1e-3)
+    assert torch.allclose(before, tokens, atol=1e-3) == (depth == 1)
 
 
 def test_what_is_no_cnn_is_refused() -> None:

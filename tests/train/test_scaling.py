@@ -10,6 +10,7 @@ import pytest
 from train_cases import with_sets
 
 from dtkd_edge.errors import NotHereError
+from dtkd_edge.exits import reported
 from dtkd_edge.train import scaling
 
 
@@ -32,9 +33,23 @@ def test_processes_apart_and_together_are_measured_beside_one(
         assert least == median == most == speeds[above] / speeds[below]
 
 
-def test_a_process_that_fails_ends_the_measurement(small: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    """And the one that waits for it ends too, or this would not come back."""
+@pytest.mark.parametrize("together", [False, True])
+def test_a_process_that_fails_ends_the_measurement(together: bool, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the one that waits for it ends too, or this would not come back; nor would it with a pipe that nobody empties."""
+    monkeypatch.setenv("PYTHONVERBOSE", "1")
     failing = with_sets([*small, "student.model=no_such_network"])
-    with pytest.raises(NotHereError, match="ended with an error") as caught:
-        scaling.run(["quickstart", *failing], 0.5, 2, together=False)
-    assert caught.value.hint and "Traceback" not in caught.value.hint
+    with pytest.raises(NotHereError, match=r"ended with an error: .*no_such_network"):
+        scaling.run(["quickstart", *failing], 0.5, 2, together, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [(["--set", "student.model=no_such_network"], 3, "no_such_network"), (["--processes", "1"], 2, "--processes")],
+)
+def test_what_cannot_be_measured_is_said_before_it_begins(
+    arguments: list[str], code: int, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        reported(scaling.main)
+    assert ended.value.code == code and named in capsys.readouterr().err
