@@ -17,7 +17,6 @@ what the processes' talking to each other leaves of what the machine allows (eve
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -41,8 +40,9 @@ from dtkd_edge.train.step_cost import random_batch, random_network, random_teach
 CLASSES, STEPS = 8, 8  # steps before the count, and between two looks at the clock
 
 
-def work(recipe: Recipe, seconds: float, folder: Path, processes: int) -> float:
-    """Clips per second of this process; it begins to count when so many have left a file in the folder."""
+def work(recipe: Recipe, seconds: float, folder: Path, processes: int) -> None:
+    """Train, and leave a file with the clips per second of this process in the folder; it is empty at first, and the count begins
+    when there are so many."""
     torch.set_num_threads(1)
     engine = Engine(recipe.device, recipe.precision)
     teachers = random_teachers(recipe, engine, CLASSES)
@@ -60,16 +60,16 @@ def work(recipe: Recipe, seconds: float, folder: Path, processes: int) -> float:
             torch.cuda.synchronize()
 
     several()
-    (folder / str(os.getpid())).touch()
+    own = folder / str(os.getpid())
+    own.touch()
     while len(list(folder.iterdir())) < processes:
         time.sleep(0.01)
     began, count = time.perf_counter(), 0
     while engine.agree(time.perf_counter() < began + seconds):
         several()
         count += STEPS
-    speed = count * len(frames) / (time.perf_counter() - began)
+    own.write_text(str(count * len(frames) / (time.perf_counter() - began)))
     engine.close()
-    return speed
 
 
 def run(arguments: list[str], seconds: float, processes: int, together: bool, gpus: list[str]) -> float:
@@ -102,7 +102,7 @@ def run(arguments: list[str], seconds: float, processes: int, together: bool, gp
             raise NotHereError(
                 f"a process of the measurement ended with an error: {' '.join(why[:1])}", "try it with: dtkd-edge train"
             )
-        return sum(json.loads(line)["clips_per_second"] for line in lines if line.startswith('{"clips_per_second"'))
+        return sum(float(file.read_text()) for file in ready.iterdir())
 
 
 def find_gpus(recipe: Recipe, processes: int) -> list[str]:
@@ -128,8 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     recipe = recipes.load(options.recipe, options.overrides)
     if options.worker:
-        speed = work(recipe, options.seconds, options.worker, options.processes)
-        print(json.dumps({"clips_per_second": speed}), flush=True)
+        work(recipe, options.seconds, options.worker, options.processes)
         return
     if options.processes < 2 or options.turns < 1 or options.seconds <= 0:
         parser.error("--processes from 2, --turns from 1, --seconds above 0")
