@@ -19,7 +19,7 @@ def test_processes_apart_and_together_are_measured_beside_one(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "scaling.json"
-    arguments = ["quickstart", *with_sets(small), "--turns", "1", "--seconds", "0.5", "--json", str(file)]
+    arguments = ["quickstart", *with_sets([*small, "device=cpu"]), "--turns", "1", "--seconds", "0.5", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
     monkeypatch.chdir(tmp_path)
     scaling.main()
