@@ -141,6 +141,10 @@ class OptimConfig(_Section):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes have alike")
     freeze_bn: bool = Field(False, description="keep the batch norms' loaded statistics")
+    sync_bn: bool = Field(
+        True,
+        description="several processes: batch norms over all their clips, as if one had them; false: over each one's own, faster",
+    )
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last epoch is always evaluated")

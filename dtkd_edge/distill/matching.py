@@ -10,6 +10,7 @@ convolutional neural networks?, NeurIPS 2021).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class Projections(nn.ModuleDict):
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Taps `[B, C, T, H, W]` → φ of them `[B, channels, *grid]`, the last one first."""
-        return {tap: project(features[tap]) for tap, project in self.items()}
+        projections = [cast(sdd.FixedProjection, project) for project in self.values()]
+        return dict(zip(self, sdd.project_standardised(projections, [features[tap] for tap in self]), strict=True))
 
 
 class Matching(nn.Module):
@@ -64,7 +66,8 @@ class Matching(nn.Module):
         """Taps of the student `[B, C, T, H, W]` and φ of the teacher's by tap → predictions and targets of unit variance, a pair
         of `[B, channels, *grid]` for each pair of taps."""
         predictions = [self.project[ours](student[ours]) for ours in self.pairs]
-        return predictions, [sdd.unit_variance(phi[theirs]) for theirs in self.pairs.values()]
+        targets, _ = sdd.unit_variances([phi[theirs] for theirs in self.pairs.values()])
+        return predictions, targets
 
 
 def mean_distance(predictions: list[Tensor], targets: list[Tensor], kind: str) -> Tensor:

@@ -21,11 +21,14 @@ def _widen(value: Any) -> Any:
     return value
 
 
-def _device(values: Sequence[Any]) -> str:
+def _device(values: Sequence[Any]) -> str | None:
+    """Of the first tensor there is, in lists too."""
     for value in values:
         if isinstance(value, Tensor):
             return value.device.type
-    return "cpu"
+        if isinstance(value, Sequence) and not isinstance(value, str) and (inside := _device(value)):
+            return inside
+    return None
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -38,7 +41,7 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         values = [*args, *kwargs.values()]
-        with torch.autocast(_device(values), enabled=False):
+        with torch.autocast(_device(values) or "cpu", enabled=False):
             wide = {key: _widen(value) for key, value in kwargs.items()}
             return function(*[_widen(value) for value in args], **wide)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.distill.precision import full_precision
-from dtkd_edge.distill.ranks import batch_mean, ranks
+from dtkd_edge.distill.ranks import batch_mean, batch_moments, ranks
 from dtkd_edge.errors import UsageError
 
 Grid = tuple[int, int, int]
@@ -101,39 +101,59 @@ class FixedProjection(nn.Module):
         self.grid = grid
         self.register_buffer("matrix", orthonormal(channels, in_channels, seed).float(), persistent=False)
 
-    @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
-        return _standardised_projection(features, self.matrix, self.grid)
-
-
-@full_precision
-def _standardised_projection(features: Tensor, matrix: Tensor, grid: Grid) -> Tensor:
-    x = _places(to_grid(features, grid))
-    x = x - batch_mean(x.mean((0, 1)))
-    variance = batch_mean(x.square().mean((0, 1)))
-    # The floor is relative to the other channels, so that small features are standardised like large ones.
-    scale = (variance + 1e-6 * variance.mean() + 1e-12).rsqrt()
-    return _on_grid(F.linear(x, matrix.to(x.dtype) * scale), grid)
-
-
-def variance(features: Tensor) -> Tensor:
-    """Mean over channels of the variance over batch and grid, a scalar: near 0 where features have collapsed."""
-    x = features.detach().float()
-    x = x - batch_mean(x.mean((0, 2, 3, 4), keepdim=True))
-    return batch_mean(x.square().mean())
-
-
-def _spread(target: Tensor) -> Tensor:
-    """The variance of all of a target's values, over the samples of all ranks."""
-    return batch_mean((target - batch_mean(target.mean())).square().mean())
+        return project_standardised([self], [features])[0]
 
 
 @torch.no_grad()
 @full_precision
+def project_standardised(projections: Sequence[FixedProjection], features: Sequence[Tensor]) -> list[Tensor]:
+    """φ of each of the features, `[B, C, T, H, W]`; several ranks share the statistics of all by one message."""
+    projected = []
+    for phi, (x, own, mean, variance) in zip(
+        projections, _moments([to_grid(x, phi.grid) for phi, x in zip(projections, features, strict=True)]), strict=True
+    ):
+        # The floor is relative to the other channels, so that small features are standardised like large ones.
+        matrix = phi.matrix.to(x.dtype) * (variance + 1e-6 * variance.mean() + 1e-12).rsqrt()
+        projected.append(_on_grid(F.linear(x, matrix, None if ranks() == 1 else matrix @ (own - mean)), phi.grid))
+    return projected
+
+
+class _Moments(NamedTuple):
+    """Of features: `[B, N, C]` about their mean `own` `[C]` in this process; mean and variance `[C]` over all ranks' samples."""
+
+    centred: Tensor
+    own: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def _moments(features: Sequence[Tensor]) -> list[_Moments]:
+    """Of several `[B, C, T, H, W]`, by one message. In two passes: torch's `var_mean` takes ten times as long on a CPU."""
+    places = [_places(x) for x in features]
+    own = [x.mean((0, 1)) for x in places]
+    centred = [x - mean for x, mean in zip(places, own, strict=True)]
+    widths = [len(mean) for mean in own]
+    means, variances = batch_moments(torch.cat(own), torch.cat([x.square().mean((0, 1)) for x in centred]))
+    return [_Moments(*row) for row in zip(centred, own, means.split(widths), variances.split(widths), strict=True)]
+
+
+@torch.no_grad()
+@full_precision
+def unit_variances(targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Each target `[B, C, T, H, W]` scaled to variance 1 (one factor for all its channels; one without variance stays as it
+    is), and of each, before, the mean over channels of the variance over batch and grid: near 0 where features have collapsed."""
+    scaled, variances = [], []
+    for target, (_, _, mean, variance) in zip(targets, _moments(targets), strict=True):
+        spread = variance.mean() + (mean - mean.mean()).square().mean()  # of all of the target's values
+        scaled.append(target * torch.where(spread > 1e-12, spread.clamp(min=1e-12).rsqrt(), torch.ones_like(spread)))
+        variances.append(variance.mean())
+    return scaled, variances
+
+
 def unit_variance(target: Tensor) -> Tensor:
-    """Scale a whole target to variance 1 (one factor for all channels); a target without variance stays as it is."""
-    spread = _spread(target)
-    return target * torch.where(spread > 1e-12, spread.clamp(min=1e-12).rsqrt(), torch.ones_like(spread))
+    """`unit_variances` of one target."""
+    return unit_variances([target])[0][0]
 
 
 @torch.no_grad()
@@ -147,7 +167,7 @@ def explained(vit: Tensor, cnn: Tensor, ridge: float | None = None) -> Tensor:
     there is (of noise, the share C / N).
     """
     c, v = _places(cnn).flatten(0, 1), _places(vit).flatten(0, 1)
-    within, across = batch_mean(c.T @ c / len(c)), batch_mean(c.T @ v / len(c))
+    within, across = batch_mean(c.T @ torch.cat([c, v], 1) / len(c)).tensor_split([c.shape[1]], 1)
     if ridge is None:
         ridge = 0.01 + c.shape[1] / (len(c) * ranks())
     floor = ridge * within.diagonal().mean() + 1e-12
@@ -168,18 +188,15 @@ def residual(vit: Tensor, cnn: Tensor, kind: str = "fitted") -> Tensor:
 
 @full_precision
 def feature_distance(pred: Tensor, target: Tensor, kind: str = "mse") -> Tensor:
-    """Distance of features of equal shape, a scalar; no gradient into the target.
+    """Distance of features `[B, C, T, H, W]` to a target of unit variance, a scalar; no gradient into the target.
 
-    mse:       mean (pred - target)² / var(target): 1 where nothing but the mean is predicted
-    smooth-l1: Huber's loss with δ = 1 on pred and target, both divided by the target's standard deviation
+    mse:       mean (pred - target)²: 1 where nothing but the mean is predicted
+    smooth-l1: Huber's loss with δ = 1
     """
-    target = target.detach()
-    spread = _spread(target)
-    spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
     if kind == "mse":
-        return F.mse_loss(pred, target) / spread
+        return F.mse_loss(pred, target.detach())
     if kind == "smooth-l1":
-        return F.smooth_l1_loss(pred / spread.sqrt(), target / spread.sqrt())
+        return F.smooth_l1_loss(pred, target.detach())
     raise UsageError(f"distance: {kind}: unknown", "one of: mse, smooth-l1")
 
 

@@ -286,8 +286,8 @@ class DistillationTask(nn.Module):
         residual_var = None
         if "sdd" in active:
             raw = self._sdd_target({name: next(iter(taps.values())) for name, taps in phi.items()})
-            residual_var = sdd.variance(raw)
-            terms["sdd"] = sdd.feature_distance(self.branch(read[self.tap]), sdd.unit_variance(raw), kind)
+            (target,), (residual_var,) = sdd.unit_variances([raw])
+            terms["sdd"] = sdd.feature_distance(self.branch(read[self.tap]), target, kind)
         for term in ("align", "fitnet-cnn", "fitnet-vit"):
             if term in active:
                 predictions, targets = pairs[MATCHED[term][0]]
@@ -298,12 +298,12 @@ class DistillationTask(nn.Module):
         if "rkd" in active:
             relation = self.config.relation
             sources = ORDER if relation.source == "both" else (relation.source,)
-            pooled = gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
-            losses = []
-            for name in sources:
-                reference = gather_batch(taught[name].pooled.float())
-                losses.append(rkd.relational_loss(pooled, reference, distance=relation.distance, angle=relation.angle))
-            terms["rkd"] = torch.stack(losses).mean()
+            own = features[self.student.info.last_tap].float().mean((2, 3, 4))
+            references = [taught[name].pooled.float() for name in sources]
+            gathered = gather_batch(torch.cat([own, *references], 1))  # by one message
+            pooled, *references = gathered.split([own.shape[1], *(r.shape[1] for r in references)], 1)
+            shares = {"distance": relation.distance, "angle": relation.angle}
+            terms["rkd"] = torch.stack([rkd.relational_loss(pooled, r, **shares) for r in references]).mean()
         return terms, residual_var
 
     def _sdd_target(self, phi: Mapping[str, Tensor]) -> Tensor:

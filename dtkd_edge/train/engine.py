@@ -6,7 +6,9 @@ gradients are averaged over ranks, and rank 0 alone writes and speaks.
 
 from __future__ import annotations
 
+import inspect
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -78,16 +80,30 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, _HALF[self.precision])
 
-    def distribute(self, task: nn.Module) -> nn.Module:
+    def distribute(self, task: nn.Module, sync_bn: bool = True) -> nn.Module:
         """The module to call: the task itself, or the task in a wrapper that averages gradients over ranks, with batch norms
-        that share their statistics."""
+        that share their statistics where `sync_bn` says so."""
         if self.world == 1:
             return task
-        from dtkd_edge.train.rank_norm import synchronise
+        if sync_bn:
+            from dtkd_edge.train.rank_norm import synchronise
 
-        synchronise(task, self.device)
+            synchronise(task, self.device)
+        parallel = nn.parallel.DistributedDataParallel
+        # Shared statistics are the same everywhere; of others `average_norms` makes one, where rank 0's would replace the rest.
+        renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # torch 2.14
+        alone: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         on = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(task, device_ids=on)
+        # Kernels of one place count as either memory layout, and their gradients come in the other one: a copy of little.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        return parallel(task, device_ids=on, **alone)
+
+    def average_norms(self, model: nn.Module) -> None:
+        """The running statistics of batch norms become their mean over ranks: every rank evaluates and keeps the same network."""
+        if self.world > 1:
+            from timm.utils import distribute_bn
+
+            distribute_bn(model, self.world, reduce=True)
 
     @contextmanager
     def accumulating(self, module: nn.Module, more: bool) -> Iterator[None]:

@@ -86,7 +86,7 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
         first, phase.broken, phase.first_losses = state.epoch, set(state.broken), state.first_losses or []
         log.note(f"{phase.name}: resumed after epoch {first} of {config.epochs}", phase=phase.name)
     log.rewind(phase.name, first)
-    phase.module = engine.distribute(task)
+    phase.module = engine.distribute(task, config.sync_bn)
     steps = len(phase.loader)
     step = first * steps
     with progress(phase.name, config.epochs * steps, hidden=not engine.main) as bar:
@@ -95,6 +95,9 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
             began = time.perf_counter()
             entry = train_epoch(phase, optimizer, epoch, step, steps, bar, log)
             step += steps
+            if not config.sync_bn:
+                for model in {task.student, phase.model}:
+                    engine.average_norms(model)
             last = epoch + 1 == config.epochs
             if last or (epoch + 1) % config.eval_every == 0:
                 scores = phase.evaluate(phase.model)

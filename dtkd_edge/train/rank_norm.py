@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtkd_edge.distill.ranks import batch_mean, gather_batch, ranks
+from dtkd_edge.distill.ranks import batch_mean, batch_moments, ranks
 
 
 class _NormOverRanks(torch.autograd.Function):
@@ -27,10 +27,7 @@ class _NormOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        statistics = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
-        means, variances = gather_batch(statistics[None]).unbind(1)  # [ranks, C] each
-        mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)  # within the ranks, and between them
+        mean, variance = batch_moments(*torch.batch_norm_update_stats(x, None, None, 0.0))
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)

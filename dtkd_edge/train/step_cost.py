@@ -66,7 +66,7 @@ def training_step(
     taught: dict[str, TeacherOutput] | None,
 ) -> Callable[[], None]:
     """A step of training on one batch, which is in memory: see `DistillationTask.forward`."""
-    module = engine.distribute(task.train())
+    module = engine.distribute(task.train(), recipe.train.sync_bn)
     optimizer = make_optimizer(recipe.train, task, task.student)
     trained = [p for p in task.parameters() if p.requires_grad]
 

@@ -11,7 +11,7 @@ import torch
 from dtkd_edge.distill.ranks import batch_mean, gather_batch
 from dtkd_edge.distill.rivals import dist_loss
 from dtkd_edge.distill.rkd import relational_loss
-from dtkd_edge.distill.sdd import FixedProjection, feature_distance, residual, unit_variance
+from dtkd_edge.distill.sdd import FixedProjection, feature_distance, project_standardised, residual, unit_variance
 
 
 def rkd(student, teacher):
@@ -23,7 +23,8 @@ def dist(student, teacher):
 
 
 def sdd(student, teacher):
-    cnn, vit = (FixedProjection(3, 3, (1, 1, 1), seed)(t.reshape(-1, 3, 1, 1, 1)) for seed, t in enumerate(teacher.split(3, 1)))
+    phi = [FixedProjection(3, 3, (1, 1, 1), seed) for seed in range(2)]
+    cnn, vit = project_standardised(phi, [t.reshape(-1, 3, 1, 1, 1) for t in teacher.split(3, 1)])
     return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variance(residual(vit, cnn)))
 
 

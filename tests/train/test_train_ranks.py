@@ -30,8 +30,10 @@ FAIR = [
 ]
 
 
-def run_ranks(count: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "dtkd_edge"]
+def run_ranks(
+    count: int, *arguments: str, cwd: Path, program: tuple[str, ...] = ("-m", "dtkd_edge")
+) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *program]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*launch, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False
@@ -74,16 +76,46 @@ def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: l
     assert len(first) == len(second) == 2  # one rank alone writes
     assert first[-1]["val_action_top1"] == second[-1]["val_action_top1"]
     assert first[-1]["loss"] == pytest.approx(second[-1]["loss"], abs=1e-4)
-    assert two.stderr.count("student  epoch   1/2") == 1
+    assert two.stderr.count("student  epoch   1/2") == 1 and "Warning" not in two.stderr
     assert logs[0][0]["note"].endswith("cpu, 1 process") and logs[1][0]["note"].endswith("cpu, 2 processes")
+
+
+LOOKED_AT = """
+import os
+import torch
+from dtkd_edge.cli import main
+from dtkd_edge.train.engine import Engine
+
+average, state = Engine.average_norms, []
+
+def look(engine, model):
+    state.append({k: v.clone() for k, v in model.state_dict().items()})
+    average(engine, model)
+    state.append({k: v.clone() for k, v in model.state_dict().items()})
+    torch.save(state, f"rank{os.environ['RANK']}.pt")
+
+Engine.average_norms = look
+main()
+"""
 
 
 @pytest.mark.slow
 def test_ranks_share_the_storing_of_teacher_outputs_and_resume(trained: list[str], tmp_path: Path) -> None:
-    stored = [*trained, "teachers.views=1", f"teachers.cache={tmp_path}/two"]
-    sets = with_sets([*stored, "train.batch_size=8"])
-    first = run_ranks(2, "train", "quickstart", "--out", "run", *sets, "--set", "train.epochs=1", cwd=tmp_path)
+    """With norms of their own, too, whose running statistics become one."""
+    stored = [*trained, "teachers.views=1", f"teachers.cache={tmp_path}/two", "train.sync_bn=false"]
+    sets = [*with_sets([*stored, "train.batch_size=8"]), "--set", "train.epochs=1"]
+    (tmp_path / "looked_at.py").write_text(LOOKED_AT)
+    first = run_ranks(2, "train", "quickstart", "--out", "run", *sets, cwd=tmp_path, program=("looked_at.py",))
     assert first.returncode == 0, first.stderr
+    (before, after), (others, agreed) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    kept = load_file(tmp_path / "run/student.safetensors")
+    for key, value in after.items():
+        assert torch.equal(value, agreed[key]) and torch.equal(value, kept[key])
+        if "running_" in key:
+            assert not torch.equal(before[key], others[key])
+            torch.testing.assert_close(value, (before[key] + others[key]) / 2)
+        else:
+            assert torch.equal(value, before[key])
     alone = [*stored, f"teachers.cache={tmp_path}/one", "train.batch_size=16", "train.epochs=1"]
     train("quickstart", overrides=alone, out=tmp_path / "alone")
     files = {side: sorted((tmp_path / side).rglob("*.npy")) for side in ("one", "two")}
