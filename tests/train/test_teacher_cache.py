@@ -44,19 +44,21 @@ def dataset(clips: Catalogue, *, seed: int = 0, views: int | None = 2, low: floa
     return ClipDataset(clips, sampling=sampling, size=24, resize_short=24, augment=augment, seed=seed, cache_mb=64, views=views)
 
 
-@pytest.fixture(scope="module")
-def task() -> DistillationTask:
+def task_of(config: DistillConfig) -> DistillationTask:
     torch.manual_seed(0)
     cnn = create_model("tsm_tiny", HEADS, frames=8, size=24, width=8)
-    vit = create_model("vit_tubelet_tiny", HEADS, frames=8, size=24, dim=24, depth=1, num_heads=2)
-    return DistillationTask(create_model("tsm_tiny", HEADS, frames=8, size=24), {"cnn": cnn, "vit": vit}, DistillConfig())
+    vit = create_model("vit_tubelet_tiny", HEADS, frames=8, size=24, dim=24, depth=2, num_heads=2)
+    return DistillationTask(create_model("tsm_tiny", HEADS, frames=8, size=24), {"cnn": cnn, "vit": vit}, config)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 3])
-def test_what_is_read_is_what_the_teachers_say_of_that_view(
-    tmp_path: Path, task: DistillationTask, clips: Catalogue, epoch: int
-) -> None:
-    data = dataset(clips)
+@pytest.fixture(scope="module")
+def task() -> DistillationTask:
+    return task_of(DistillConfig())
+
+
+@pytest.mark.parametrize(("epoch", "vit_tap"), [(0, VIT_TAP), (3, VIT_TAP), (1, "middle")])
+def test_what_is_read_is_what_the_teachers_say_of_that_view(tmp_path: Path, clips: Catalogue, epoch: int, vit_tap: str) -> None:
+    task, data = task_of(DistillConfig(vit_tap="middle" if vit_tap == "middle" else "last")), dataset(clips)
     cache = TeacherCache(tmp_path, task, data, CPU, 0)
     cache.set_epoch(epoch)
     index = torch.tensor([31, 2, 17])
@@ -71,10 +73,10 @@ def test_what_is_read_is_what_the_teachers_say_of_that_view(
         ):
             largest = live.abs().flatten(1).amax(1).view(-1, *[1] * (live.ndim - 1))
             torch.testing.assert_close(stored / largest, live / largest, atol=5e-4, rtol=0)  # eps of float16 / 2
-        assert list(read.features) == list(said.features) == (["stage3", "stage2", "stage1"] if name == "cnn" else [VIT_TAP])
+        assert list(read.features) == list(said.features) == (["stage3", "stage2", "stage1"] if name == "cnn" else [vit_tap])
         assert all(value.dtype == torch.float32 for value in read.features.values())
     other = torch.stack([data.item(int(i), epoch + 1)["frames"] for i in index])
-    assert not torch.allclose(taught["vit"].features[VIT_TAP], task.teach(other)["vit"].features[VIT_TAP], atol=2e-2)
+    assert not torch.allclose(taught["vit"].features[vit_tap], task.teach(other)["vit"].features[vit_tap], atol=2e-2)
 
 
 def test_each_view_is_asked_for_once_and_every_process_reads_it(
