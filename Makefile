@@ -6,9 +6,12 @@
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+# Files of tests that run side by side. Few tests keep more than one core busy.
+TEST_JOBS ?= 2
 export PYTHON
 
 BIN := $(VENV)/bin
+BESIDE := -n $(TEST_JOBS) --dist loadfile
 
 .PHONY: help quickstart install test test-quick lint format wheels clean
 .DEFAULT_GOAL := help
@@ -34,10 +37,10 @@ quickstart: $(VENV)/.installed-all
 	@scripts/quickstart $(BIN)/dtkd-edge
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(BESIDE) $(PYTEST_ARGS)
 
 test-quick: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow and not gpu and not jetson" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(BESIDE) -m "not slow and not gpu and not jetson" $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	@scripts/lint $(BIN)/python

@@ -18,6 +18,10 @@ from dtkd_edge import cli
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
+# Tests that run side by side share the cores: a thread each, for torch here and in every command that a test starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would every command that a test interrupts.

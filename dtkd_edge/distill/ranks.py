@@ -57,8 +57,9 @@ def batch_mean(statistic: Tensor) -> Tensor:
 def batch_moments(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Means and biased variances over this rank's samples, of any equal shapes → those over the samples of all ranks, by one
     message. Without gradient."""
+    mean, variance = mean.detach(), variance.detach()
     if ranks() == 1:
         return mean, variance
-    means, variances = gather_batch(torch.stack([mean, variance])[None].detach()).unbind(1)
+    means, variances = gather_batch(torch.stack([mean, variance])[None]).unbind(1)
     mean = means.mean(0)
     return mean, (variances + (means - mean).square()).mean(0)  # within the ranks, and between them

@@ -109,13 +109,13 @@ class FixedProjection(nn.Module):
 @full_precision
 def project_standardised(projections: Sequence[FixedProjection], features: Sequence[Tensor]) -> list[Tensor]:
     """φ of each of the features, `[B, C, T, H, W]`; several ranks share the statistics of all by one message."""
+    pooled = [to_grid(x, phi.grid) for phi, x in zip(projections, features, strict=True)]
     projected = []
-    for phi, (x, own, mean, variance) in zip(
-        projections, _moments([to_grid(x, phi.grid) for phi, x in zip(projections, features, strict=True)]), strict=True
-    ):
+    for phi, (x, own, mean, variance) in zip(projections, _moments(pooled), strict=True):
         # The floor is relative to the other channels, so that small features are standardised like large ones.
         matrix = phi.matrix.to(x.dtype) * (variance + 1e-6 * variance.mean() + 1e-12).rsqrt()
-        projected.append(_on_grid(F.linear(x, matrix, None if ranks() == 1 else matrix @ (own - mean)), phi.grid))
+        shift = None if ranks() == 1 else matrix @ (own - mean)  # in one process the two means are one
+        projected.append(_on_grid(F.linear(x, matrix, shift), phi.grid))
     return projected
 
 

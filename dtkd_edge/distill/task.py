@@ -298,10 +298,9 @@ class DistillationTask(nn.Module):
         if "rkd" in active:
             relation = self.config.relation
             sources = ORDER if relation.source == "both" else (relation.source,)
-            own = features[self.student.info.last_tap].float().mean((2, 3, 4))
-            references = [taught[name].pooled.float() for name in sources]
-            gathered = gather_batch(torch.cat([own, *references], 1))  # by one message
-            pooled, *references = gathered.split([own.shape[1], *(r.shape[1] for r in references)], 1)
+            pooled = gather_batch(features[self.student.info.last_tap].float().mean((2, 3, 4)))
+            own = [taught[name].pooled.float() for name in sources]
+            references = gather_batch(torch.cat(own, 1)).split([reference.shape[1] for reference in own], 1)
             shares = {"distance": relation.distance, "angle": relation.angle}
             terms["rkd"] = torch.stack([rkd.relational_loss(pooled, r, **shares) for r in references]).mean()
         return terms, residual_var

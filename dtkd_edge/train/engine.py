@@ -91,12 +91,13 @@ class Engine:
             synchronise(task, self.device)
         parallel = nn.parallel.DistributedDataParallel
         # Shared statistics are the same everywhere; of others `average_norms` makes one, where rank 0's would replace the rest.
-        renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters  # torch 2.14
-        alone: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        # Before torch 2.14 this also leaves out sending the first ones; all ranks begin with the same.
+        renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
+        no_broadcast: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         on = [self.device.index] if self.device.type == "cuda" else None
-        # Kernels of one place count as either memory layout, and their gradients come in the other one: a copy of little.
+        # A 1×1 kernel counts as either memory layout, and its gradient may come in the other one, which costs a copy of little.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        return parallel(task, device_ids=on, **alone)
+        return parallel(task, device_ids=on, **no_broadcast)
 
     def average_norms(self, model: nn.Module) -> None:
         """The running statistics of batch norms become their mean over ranks: every rank evaluates and keeps the same network."""

@@ -95,8 +95,8 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
             began = time.perf_counter()
             entry = train_epoch(phase, optimizer, epoch, step, steps, bar, log)
             step += steps
-            if not config.sync_bn:
-                for model in {task.student, phase.model}:
+            if not (config.sync_bn or config.freeze_bn):
+                for model in dict.fromkeys((task.student, phase.model)):  # a set would have another order in every process
                     engine.average_norms(model)
             last = epoch + 1 == config.epochs
             if last or (epoch + 1) % config.eval_every == 0:

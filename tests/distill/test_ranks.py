@@ -23,8 +23,9 @@ def dist(student, teacher):
 
 
 def sdd(student, teacher):
-    phi = [FixedProjection(3, 3, (1, 1, 1), seed) for seed in range(2)]
-    cnn, vit = project_standardised(phi, [t.reshape(-1, 3, 1, 1, 1) for t in teacher.split(3, 1)])
+    widths = [2, 4]
+    phi = [FixedProjection(width, 3, (1, 1, 1), seed) for seed, width in enumerate(widths)]
+    cnn, vit = project_standardised(phi, [t[..., None, None, None] for t in teacher.split(widths, 1)])
     return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variance(residual(vit, cnn)))
 
 

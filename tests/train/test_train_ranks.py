@@ -84,38 +84,52 @@ LOOKED_AT = """
 import os
 import torch
 from dtkd_edge.cli import main
+from dtkd_edge.train import loop
 from dtkd_edge.train.engine import Engine
 
-average, state = Engine.average_norms, []
+distribute, average, save, seen = Engine.distribute, Engine.average_norms, loop.save, []
 
 def look(engine, model):
-    state.append({k: v.clone() for k, v in model.state_dict().items()})
+    assert not seen[0].will_sync_module_buffers()  # rank 0's would be everybody's
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     average(engine, model)
-    state.append({k: v.clone() for k, v in model.state_dict().items()})
-    torch.save(state, f"rank{os.environ['RANK']}.pt")
+    seen.append((before, {k: v.clone() for k, v in model.state_dict().items()}))
 
-Engine.average_norms = look
+def keep(phase, *arguments):
+    state = [{k: v.clone() for k, v in m.state_dict().items()} for m in (phase.task.student, phase.model)]
+    torch.save((seen[-2:], state), f"rank{os.environ['RANK']}.pt")
+    save(phase, *arguments)
+
+def remember(*arguments):
+    seen.append(distribute(*arguments))
+    return seen[0]
+
+Engine.distribute, Engine.average_norms, loop.save = remember, look, keep
 main()
 """
 
 
 @pytest.mark.slow
 def test_ranks_share_the_storing_of_teacher_outputs_and_resume(trained: list[str], tmp_path: Path) -> None:
-    """With norms of their own, too, whose running statistics become one."""
-    stored = [*trained, "teachers.views=1", f"teachers.cache={tmp_path}/two", "train.sync_bn=false"]
+    """With norms of their own, too, whose running statistics become one, in the moving average as well."""
+    stored = [*trained, "teachers.views=1", f"teachers.cache={tmp_path}/two", "train.sync_bn=false", "train.ema=0.9"]
     sets = [*with_sets([*stored, "train.batch_size=8"]), "--set", "train.epochs=1"]
     (tmp_path / "looked_at.py").write_text(LOOKED_AT)
     first = run_ranks(2, "train", "quickstart", "--out", "run", *sets, cwd=tmp_path, program=("looked_at.py",))
     assert first.returncode == 0, first.stderr
-    (before, after), (others, agreed) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    kept = load_file(tmp_path / "run/student.safetensors")
-    for key, value in after.items():
-        assert torch.equal(value, agreed[key]) and torch.equal(value, kept[key])
-        if "running_" in key:
-            assert not torch.equal(before[key], others[key])
-            torch.testing.assert_close(value, (before[key] + others[key]) / 2)
-        else:
-            assert torch.equal(value, before[key])
+    (ours, kept), (theirs, kept_there) = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    saved = load_file(tmp_path / "run/student.safetensors")
+    for (before, after), (others, agreed), here, there in zip(ours, theirs, kept, kept_there, strict=True):
+        for key, value in after.items():
+            assert torch.equal(value, agreed[key]) and torch.equal(value, here[key]) and torch.equal(value, there[key])
+            if "running_" in key:
+                assert not torch.equal(before[key], others[key])
+                torch.testing.assert_close(value, (before[key] + others[key]) / 2)
+            else:
+                assert torch.equal(value, before[key])
+    student, average = (after for _, after in ours)
+    assert all(torch.equal(saved[key], value) for key, value in average.items())
+    assert any(not torch.equal(student[key], value) for key, value in average.items())
     alone = [*stored, f"teachers.cache={tmp_path}/one", "train.batch_size=16", "train.epochs=1"]
     train("quickstart", overrides=alone, out=tmp_path / "alone")
     files = {side: sorted((tmp_path / side).rglob("*.npy")) for side in ("one", "two")}
