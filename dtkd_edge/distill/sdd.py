@@ -151,11 +151,6 @@ def unit_variances(targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor
     return scaled, variances
 
 
-def unit_variance(target: Tensor) -> Tensor:
-    """`unit_variances` of one target."""
-    return unit_variances([target])[0][0]
-
-
 @torch.no_grad()
 @full_precision
 def explained(vit: Tensor, cnn: Tensor, ridge: float | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from dtkd_edge.distill.ranks import batch_mean, gather_batch
 from dtkd_edge.distill.rivals import dist_loss
 from dtkd_edge.distill.rkd import relational_loss
-from dtkd_edge.distill.sdd import FixedProjection, feature_distance, project_standardised, residual, unit_variance
+from dtkd_edge.distill.sdd import FixedProjection, feature_distance, project_standardised, residual, unit_variances
 
 
 def rkd(student, teacher):
@@ -26,7 +26,7 @@ def sdd(student, teacher):
     widths = [2, 4]
     phi = [FixedProjection(width, 3, (1, 1, 1), seed) for seed, width in enumerate(widths)]
     cnn, vit = project_standardised(phi, [t[..., None, None, None] for t in teacher.split(widths, 1)])
-    return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variance(residual(vit, cnn)))
+    return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variances([residual(vit, cnn)])[0][0])
 
 
 def test_nothing_changes_in_one_process():

@@ -19,10 +19,13 @@ from dtkd_edge.distill.sdd import (
     residual,
     shrink_to_grid,
     to_grid,
-    unit_variance,
     unit_variances,
 )
 from dtkd_edge.errors import UsageError
+
+
+def unit_variance(target):
+    return unit_variances([target])[0][0]
 
 
 def variance(features):

@@ -17,6 +17,10 @@ VIT_TAP = create_model("vit_tubelet_tiny", {"action": 2}, size=48).info.last_tap
 LEARNED_ELSEWHERE = ("branch.", "matching.", "stages.")
 
 
+def unit_variance(target):
+    return target / target.std(correction=0)
+
+
 def student(heads=None, **options):
     torch.manual_seed(0)
     return create_model("tsm_tiny", heads or HEADS, size=40, **options)
@@ -89,11 +93,11 @@ def test_the_terms_of_dtkd_are_the_losses_of_this_room():
     left = phi["vit"] - sdd.explained(phi["vit"], phi["cnn"])
     stages = ["stage1", "stage2", "stage3"]  # the same names in both here
     projected = {tap: task.matching["cnn"].project[tap](student_taps[tap]) for tap in stages}
-    targets = {tap: sdd.unit_variance(task.phi["cnn"][tap](taught["cnn"].features[tap])) for tap in stages}
+    targets = {tap: unit_variance(task.phi["cnn"][tap](taught["cnn"].features[tap])) for tap in stages}
     want = {
         "ce": sum(ce) / 2,
         "kd": sum(divergence) / 2,
-        "sdd": sdd.feature_distance(task.branch(features), sdd.unit_variance(left)),
+        "sdd": sdd.feature_distance(task.branch(features), unit_variance(left)),
         "align": sum(((projected[tap] - targets[tap]) ** 2).mean() / targets[tap].var(correction=0) for tap in stages) / 3,
         "rkd": rkd.relational_loss(features.mean((2, 3, 4)), taught["vit"].pooled),
     }

@@ -15,6 +15,10 @@ HEADS = {"verb": 3, "noun": 5}
 LAST = {"cnn": "stage3", "vit": create_model("vit_tubelet_tiny", {"action": 2}, size=48).info.last_tap}
 
 
+def unit_variance(target):
+    return target / target.std(correction=0)
+
+
 class Said:
     """One batch through a task, and what the statements below need of it."""
 
@@ -51,7 +55,7 @@ class Said:
         """Predictions and targets of a teacher's matching, the last tap first."""
         project, pairs = self.task.matching[name].project, self.task.matching[name].pairs
         predictions = [project[ours](self.features[ours]) for ours in pairs]
-        return predictions, [sdd.unit_variance(self.phi(name, theirs)) for theirs in pairs.values()]
+        return predictions, [unit_variance(self.phi(name, theirs)) for theirs in pairs.values()]
 
     def distance(self, name, kind):
         predictions, targets = self.pairs(name)
@@ -176,7 +180,7 @@ def test_dtkds_features(tap, residual, kind):
     said = Said("dtkd", kd=0, rkd=0, branch={"distance": kind, "residual": residual, "tap": tap})
     vit, cnn = said.phi("vit", LAST["vit"]), said.phi("cnn", LAST["cnn"])
     left = vit - (sdd.explained(vit, cnn) if residual == "fitted" else cnn)
-    sdd_term = sdd.feature_distance(said.task.branch(said.features[tap or "stage3"]), sdd.unit_variance(left), kind)
+    sdd_term = sdd.feature_distance(said.task.branch(said.features[tap or "stage3"]), unit_variance(left), kind)
     said.check({"sdd": sdd_term, "align": said.distance("cnn", kind)})
 
 
