@@ -229,12 +229,15 @@ class SddConfig(_Section):
         "fitted", description="φ(CNN) as the best linear guess of φ(ViT) from it, or as it is"
     )
     distance: Literal["mse", "smooth-l1"] = "mse"
+    kind: Literal["linear", "deep"] = Field(
+        "linear", description="a 1×1×1 convolution; deep: five layers and a non-local block, which learn more of the target alone"
+    )
     tap: str | None = Field(None, description="student feature the branch reads; none: the model's last tap")
     grid: tuple[_Side, _Side, _Side] = Field((4, 5, 5), description="space-time grid T, H, W that features are pooled to")
     channels: int = Field(48, ge=1, le=4096, description="channels of the fixed projection φ")
-    hidden: int = Field(64, ge=1, le=4096)
-    non_local: bool = True
-    squeeze_excite: bool = True
+    hidden: int = Field(64, ge=1, le=4096, description="kind deep: its width")
+    non_local: bool = Field(True, description="kind deep: with the non-local block")
+    squeeze_excite: bool = Field(True, description="kind deep: with gates of its channels")
 
 
 class RkdConfig(_Section):

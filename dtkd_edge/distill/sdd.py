@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dtkd_edge.distill.precision import full_precision
 from dtkd_edge.distill.ranks import batch_mean, batch_moments, ranks
 from dtkd_edge.errors import UsageError
+from dtkd_edge.recipe import SddConfig
 
 Grid = tuple[int, int, int]
 
@@ -251,8 +252,9 @@ def _conv(cin: int, cout: int, kernel: Grid) -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(cin, cout, kernel, padding=padding, bias=False), nn.GroupNorm(1, cout), nn.ReLU())
 
 
-class StructureDiscrepancyBranch(nn.Module):
-    """SDB: student features `[B, C, T, H, W]` → a prediction `[B, out_channels, *grid]` of the residual. Never exported.
+class DeepBranch(nn.Module):
+    """A structure-discrepancy branch with layers of its own, the paper's non-local module among them: student features
+    `[B, C, T, H, W]` → a prediction `[B, out_channels, *grid]` of the residual. Never exported.
 
     It works on no more positions than the grid has, so that its cost does not depend on the student's resolution, and it only
     reads: the student computes the same bits with and without it.
@@ -283,13 +285,31 @@ class StructureDiscrepancyBranch(nn.Module):
         return _on_grid(_pointwise(self.predict, _places(x)), self.grid)
 
 
-class Alignment(nn.Module):
-    """P: a 1×1×1 convolution of the student's pooled features, `[B, C, T, H, W]` → `[B, out_channels, *grid]`. Never exported."""
+class LinearBranch(nn.Module):
+    """A 1×1×1 convolution of the student's pooled features, `[B, C, T, H, W]` → `[B, out_channels, *grid]`. Never exported.
+
+    What it is to give has to be in the features themselves, at that place: there is nothing that the student could leave to it.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, grid: Grid) -> None:
         super().__init__()
         self.grid = grid
-        self.project = nn.Conv3d(in_channels, out_channels, 1)
+        self.predict = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return _projected_to_grid(self.project, features, self.grid)
+        return _projected_to_grid(self.predict, features, self.grid)
+
+
+def build_branch(in_channels: int, options: SddConfig) -> LinearBranch | DeepBranch:
+    """SDB, the structure-discrepancy branch on student features of so many channels."""
+    out_channels = options.channels * (2 if options.target == "both" else 1)
+    if options.kind == "linear":
+        return LinearBranch(in_channels, out_channels, options.grid)
+    return DeepBranch(
+        in_channels,
+        out_channels,
+        hidden=options.hidden,
+        grid=options.grid,
+        non_local=options.non_local,
+        squeeze_excite=options.squeeze_excite,
+    )

@@ -112,16 +112,7 @@ class DistillationTask(nn.Module):
             {n: Projections(n, self._teachers[n].info, read, config) for n, read in self.read_taps.items() if read}
         )
         if "sdd" in self.weights:
-            self.branch = _aside(
-                lambda: sdd.StructureDiscrepancyBranch(
-                    taps[self.tap],
-                    options.channels * (2 if options.target == "both" else 1),
-                    hidden=options.hidden,
-                    grid=options.grid,
-                    non_local=options.non_local,
-                    squeeze_excite=options.squeeze_excite,
-                )
-            )
+            self.branch = _aside(partial(sdd.build_branch, taps[self.tap], options))
         self.matching = nn.ModuleDict({n: _aside(partial(Matching, info, pairs[n], config)) for n in ORDER if n in matched})
         if "ofa" in self.weights:
             heads = self.student.heads

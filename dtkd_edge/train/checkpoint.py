@@ -16,7 +16,7 @@ from dtkd_edge.errors import CheckpointError
 from dtkd_edge.files import atomic_path
 from dtkd_edge.models.weights import refusal
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass

@@ -9,10 +9,10 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from dtkd_edge.distill.sdd import (
-    Alignment,
+    DeepBranch,
     FixedProjection,
+    LinearBranch,
     NonLocal3d,
-    StructureDiscrepancyBranch,
     explained,
     feature_distance,
     orthonormal,
@@ -84,8 +84,8 @@ def test_the_grid_is_torchs_adaptive_pooling_and_a_projection_commutes_with_it(s
     got = to_grid(x, grid)
     assert torch.allclose(got, expected, atol=1e-12)
     assert torch.allclose(torch.autograd.grad((got * weight).sum(), x)[0], slope, atol=1e-12)
-    align = Alignment(3, 4, grid).double()
-    assert torch.allclose(align(x), align.project(expected), atol=1e-12)
+    align = LinearBranch(3, 4, grid).double()
+    assert torch.allclose(align(x), align.predict(expected), atol=1e-12)
 
 
 def test_autocast_leaves_the_grid_of_float32_features_alone():
@@ -224,7 +224,7 @@ def test_the_non_local_block_starts_as_the_identity_and_learns():
 @pytest.mark.parametrize("squeeze_excite", [True, False])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_branch_predicts_on_the_grid(non_local, squeeze_excite, batch):
-    branch = StructureDiscrepancyBranch(10, 6, hidden=8, grid=(2, 3, 3), non_local=non_local, squeeze_excite=squeeze_excite)
+    branch = DeepBranch(10, 6, hidden=8, grid=(2, 3, 3), non_local=non_local, squeeze_excite=squeeze_excite)
     features = torch.randn(batch, 10, 4, 7, 7, requires_grad=True)
     out = branch(features)
     assert out.shape == (batch, 6, 2, 3, 3)
@@ -232,7 +232,7 @@ def test_the_branch_predicts_on_the_grid(non_local, squeeze_excite, batch):
     assert features.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in branch.parameters())
     assert any("non_local" in key for key in branch.state_dict()) == non_local
-    assert Alignment(10, 6, (2, 3, 3))(features).shape == (batch, 6, 2, 3, 3)
+    assert LinearBranch(10, 6, (2, 3, 3))(features).shape == (batch, 6, 2, 3, 3)
 
 
 def test_the_branch_learns_a_residual_that_is_in_the_features():
@@ -241,7 +241,7 @@ def test_the_branch_learns_a_residual_that_is_in_the_features():
     phi_cnn, phi_vit = FixedProjection(6, 4, (2, 3, 3), 1), FixedProjection(6, 4, (2, 3, 3), 2)
     left = {}
     for shift in (0, 1):
-        branch = StructureDiscrepancyBranch(12, 4, hidden=24, grid=(2, 3, 3))
+        branch = DeepBranch(12, 4, hidden=24, grid=(2, 3, 3))
         optimizer = torch.optim.AdamW(branch.parameters(), 2e-2)
         losses = []
         for _ in range(60):

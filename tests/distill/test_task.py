@@ -114,7 +114,7 @@ def test_stages_of_the_cnn_are_paired_from_the_last_one_back():
     assert list(task.teach(batch()[0])["cnn"].features) == ["conv5", "res5", "res4"]
     task(*batch())["loss"].backward()
     for tap in ("stage1", "stage2", "stage3"):
-        assert task.matching["cnn"].project[tap].project.weight.grad.abs().sum() > 0
+        assert task.matching["cnn"].project[tap].predict.weight.grad.abs().sum() > 0
 
     last = DistillationTask(student(), wide, config(align_taps="last"))
     assert last.matching["cnn"].pairs == {"stage3": "conv5"}
@@ -232,12 +232,13 @@ def test_the_ramp_raises_features_and_relations_from_zero():
     assert at_once(*batch(), progress=0.0)["loss"].isfinite()
 
 
-def test_controls_change_only_what_the_branch_predicts():
+@pytest.mark.parametrize("kind", ["linear", "deep"])
+def test_controls_change_only_what_the_branch_predicts(kind):
     frames, labels = batch()
     seen = {}
     for target in ("residual", "vit", "cnn", "both", "shuffled"):
         torch.manual_seed(3)
-        task = DistillationTask(student(dropout=0.0), teachers(), config(branch={"target": target}))
+        task = DistillationTask(student(dropout=0.0), teachers(), config(branch={"target": target, "kind": kind}))
         out = task(frames, labels)
         out["loss"].backward()
         seen[target] = out["terms"]

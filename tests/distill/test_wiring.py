@@ -176,16 +176,35 @@ def test_dtkd_fuses_the_logits_by_every_option_of_omega(weights):
 @pytest.mark.parametrize("kind", ["mse", "smooth-l1"])
 @pytest.mark.parametrize("residual", ["fitted", "plain"])
 @pytest.mark.parametrize("tap", [None, "stage2"])
-def test_dtkds_features(tap, residual, kind):
-    said = Said("dtkd", kd=0, rkd=0, branch={"distance": kind, "residual": residual, "tap": tap})
+@pytest.mark.parametrize("branch", ["linear", "deep"])
+def test_dtkds_features(branch, tap, residual, kind):
+    said = Said("dtkd", kd=0, rkd=0, branch={"distance": kind, "residual": residual, "tap": tap, "kind": branch})
     vit, cnn = said.phi("vit", LAST["vit"]), said.phi("cnn", LAST["cnn"])
     left = vit - (sdd.explained(vit, cnn) if residual == "fitted" else cnn)
     sdd_term = sdd.feature_distance(said.task.branch(said.features[tap or "stage3"]), unit_variance(left), kind)
     said.check({"sdd": sdd_term, "align": said.distance("cnn", kind)})
 
 
-def test_the_branch_is_its_layers_one_after_the_other():
-    branch = sdd.StructureDiscrepancyBranch(6, 4, hidden=8, grid=(2, 3, 3))
+@pytest.mark.parametrize(("target", "channels"), [("residual", 8), ("both", 16)])
+@pytest.mark.parametrize("kind", ["linear", "deep"])
+def test_a_recipe_says_which_branch(kind, target, channels):
+    branch = Said("dtkd", branch={"kind": kind, "target": target, "non_local": False}).task.branch
+    assert branch.predict.weight.shape == (channels, 64 if kind == "linear" else 8, 1, 1, 1)
+    assert isinstance(branch, sdd.LinearBranch if kind == "linear" else sdd.DeepBranch)
+    assert not any("non_local" in key for key in branch.state_dict())
+
+
+def test_the_linear_branch_is_one_linear_map_at_every_place():
+    branch = sdd.LinearBranch(6, 4, (2, 3, 3))
+    x = torch.randn(2, 6, 4, 6, 9)
+    pooled = F.adaptive_avg_pool3d(x, (2, 3, 3))
+    weight, bias = branch.predict.weight[:, :, 0, 0, 0], branch.predict.bias
+    want = torch.einsum("oc,bcthw->bothw", weight, pooled) + bias.view(1, -1, 1, 1, 1)
+    assert torch.allclose(branch(x), want, atol=1e-5)
+
+
+def test_the_deep_branch_is_its_layers_one_after_the_other():
+    branch = sdd.DeepBranch(6, 4, hidden=8, grid=(2, 3, 3))
     torch.nn.init.normal_(branch.non_local.norm.weight)  # zero at first: the identity
     x = torch.randn(2, 6, 2, 3, 3)
     want = x
