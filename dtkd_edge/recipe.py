@@ -276,6 +276,9 @@ class DistillConfig(_Section):
     vit_tap: Literal["last", "middle"] = Field(
         "last", description="which of the ViT's features the branch, fitnet-vit and ca-mkd read: the last, or those half-way up"
     )
+    regressor_lr: float = Field(
+        20.0, gt=0, le=1000, description="learning rate of the linear maps to a teacher's features, as a multiple of train.lr"
+    )
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")
     weights: DatwConfig = Field(default_factory=DatwConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -129,6 +129,13 @@ class DistillationTask(nn.Module):
     def teachers(self) -> Mapping[str, VideoModel]:
         """Those that the method reads."""
         return self._teachers
+
+    def regressor_parameters(self) -> Iterator[nn.Parameter]:
+        """Of the linear maps from the student's features to a teacher's. A map that lags behind the student teaches it to fit an
+        old map, so that they learn at a rate of their own (`distill.regressor_lr`)."""
+        for module in self.modules():
+            if isinstance(module, sdd.LinearBranch):
+                yield from module.parameters()
 
     def clips(self, frames: Tensor, network: VideoModel) -> Tensor:
         """A network's own input `[B, 3, T', H', W']` out of the frames `[B, T, H, W, 3]` of all."""

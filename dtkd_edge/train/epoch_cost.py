@@ -59,7 +59,7 @@ def measure(
 
     phases = {name: student(context.plain) for name in ("memory", "alone")} | {"cached": student(recipe.distill)}
     phases["memory"].loader = list(phases["memory"].loader)
-    optimizers = {name: make_optimizer(phase.config, phase.task, phase.task.student) for name, phase in phases.items()}
+    optimizers = {name: make_optimizer(phase.config, phase.task) for name, phase in phases.items()}
     if (cache := phases["cached"].taught) is not None:
         for view in range(recipe.teachers.views):
             cache.set_epoch(view)

@@ -78,7 +78,7 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
     """Train to the last epoch. With `resume`, go on after the last whole epoch on disk, bit for bit as if never stopped. At the
     end the student holds what is to be kept."""
     config, task, engine = phase.config, phase.task, phase.engine
-    optimizer = make_optimizer(config, task, task.student)
+    optimizer = make_optimizer(config, task)
     state = load_state(phase.checkpoint, lambda line: log.note(line, phase=phase.name)) if resume else None
     first = 0
     if state is not None:

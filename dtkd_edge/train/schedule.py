@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from dtkd_edge.distill.task import DistillationTask
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import OptimConfig
 
@@ -58,9 +59,11 @@ def _is_stage(module: nn.Module) -> bool:
     return type(module) in lists and bool(blocks) and all(any(b.children()) and not isinstance(b, lists) for b in blocks)
 
 
-def make_optimizer(config: OptimConfig, task: nn.Module, student: VideoModel) -> torch.optim.Optimizer:
-    """AdamW or SGD; no weight decay on norms and biases; the head may learn at its own rate (`head_lr`), and a block at a share
-    of the next one's (`layer_decay`)."""
+def make_optimizer(config: OptimConfig, task: DistillationTask) -> torch.optim.Optimizer:
+    """AdamW or SGD; no weight decay on norms and biases; the head may learn at its own rate (`head_lr`), a block at a share of
+    the next one's (`layer_decay`), and so may the task's linear maps between features (`distill.regressor_lr`)."""
+    student = task.student
+    regressors = {id(p) for p in task.regressor_parameters()}
     head = {id(p) for p in student.head_parameters()}
     depth = layer_depths(student) if config.layer_decay < 1 else {}
     deepest = max(depth.values(), default=0)
@@ -68,6 +71,7 @@ def make_optimizer(config: OptimConfig, task: nn.Module, student: VideoModel) ->
     for parameter in task.parameters():
         if parameter.requires_grad:
             factor = config.head_lr if id(parameter) in head else 1.0
+            factor *= task.config.regressor_lr if id(parameter) in regressors else 1.0
             factor *= config.layer_decay ** (deepest - depth.get(id(parameter), deepest))
             groups.setdefault((parameter.ndim > 1, factor), []).append(parameter)
     settings = [

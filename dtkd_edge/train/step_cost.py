@@ -67,7 +67,7 @@ def training_step(
 ) -> Callable[[], None]:
     """A step of training on one batch, which is in memory: see `DistillationTask.forward`."""
     module = engine.distribute(task.train(), recipe.train.sync_bn)
-    optimizer = make_optimizer(recipe.train, task, task.student)
+    optimizer = make_optimizer(recipe.train, task)
     trained = [p for p in task.parameters() if p.requires_grad]
 
     def step() -> None:

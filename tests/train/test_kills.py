@@ -31,7 +31,6 @@ MANY = [
     "teachers.vit.train.eval_every=4",
     "teachers.vit.train.ema=0.9",
     "student.options={width: 8, dropout: 0.2}",
-    "distill.branch.non_local=false",
     "train.epochs=24",
     "train.eval_every=24",
     "train.ema=0.9",

@@ -8,9 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtkd_edge.models import create_model
-from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.distill.task import DistillationTask
+from dtkd_edge.models import VideoModel, create_model
+from dtkd_edge.recipe import DistillConfig, OptimConfig
 from dtkd_edge.train.schedule import layer_depths, learning_rate, make_optimizer, set_learning_rate
+
+
+def alone(model: VideoModel) -> DistillationTask:
+    return DistillationTask(model, {}, DistillConfig(method="ce"))
 
 
 @given(total=st.integers(1, 500), warmup=st.floats(0, 0.9), schedule=st.sampled_from(["cosine", "step", "constant"]))
@@ -41,7 +46,7 @@ def test_steps_fall_at_their_milestones() -> None:
 
 def test_layer_decay_lowers_the_rate_block_by_block() -> None:
     model = create_model("vit_tubelet_tiny", 4, frames=8, size=32)
-    optimizer = make_optimizer(OptimConfig(lr=0.1, layer_decay=0.5, head_lr=2), model, model)
+    optimizer = make_optimizer(OptimConfig(lr=0.1, layer_decay=0.5, head_lr=2), alone(model))
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     rate = {name: rates[id(p)] for name, p in model.named_parameters()}
     blocks = [rate[f"encoder.layers.{i}.linear1.weight"] for i in range(4)]
@@ -74,7 +79,7 @@ def test_what_joins_two_stages_goes_with_the_block_before() -> None:
 def test_groups(name: str) -> None:
     model = create_model("tsm_tiny", 4, size=32)
     config = OptimConfig.model_validate({"optimizer": name, "lr": 0.1, "head_lr": 5, "weight_decay": 0.3})
-    optimizer = make_optimizer(config, model, model)
+    optimizer = make_optimizer(config, alone(model))
     rows = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -87,3 +92,24 @@ def test_groups(name: str) -> None:
     set_learning_rate(optimizer, 0.5)
     assert sorted({round(g["lr"], 6) for g in optimizer.param_groups}) == [0.05, 0.25]
     assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize(("method", "maps"), [("dtkd", 4), ("fitnet-vit", 1), ("ca-mkd", 4), ("ofa", 0), ("kd-mean", 0)])
+def test_linear_maps_between_features_learn_at_a_rate_of_their_own(method: str, maps: int) -> None:
+    teachers = {"cnn": create_model("tsm_tiny", 4, size=32), "vit": create_model("vit_tubelet_tiny", 4, size=32)}
+    distill = DistillConfig.model_validate({"method": method, "regressor_lr": 7, "branch": {"grid": (2, 2, 2), "channels": 8}})
+    task = DistillationTask(create_model("tsm_tiny", 4, size=32), teachers, distill)
+    optimizer = make_optimizer(OptimConfig(lr=0.1, head_lr=3, weight_decay=0.3), task)
+    rows = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert len(rows) == sum(1 for _ in task.parameters())
+    fast = [name for name, p in task.named_parameters() if rows[id(p)][0] == pytest.approx(0.7)]
+    assert len(fast) == 2 * maps and not any(name.startswith(("student.", "stages.")) for name in fast)
+    assert {rows[id(p)] for n, p in task.named_parameters() if n.startswith("student.head.") and p.ndim > 1} == {(0.1 * 3, 0.3)}
+
+
+def test_a_deep_branch_learns_at_the_common_rate() -> None:
+    teachers = {"cnn": create_model("tsm_tiny", 4, size=32), "vit": create_model("vit_tubelet_tiny", 4, size=32)}
+    task = DistillationTask(
+        create_model("tsm_tiny", 4, size=32), teachers, DistillConfig.model_validate({"branch": {"kind": "deep"}})
+    )
+    assert {id(p) for p in task.regressor_parameters()} == {id(p) for p in task.matching.parameters()}
