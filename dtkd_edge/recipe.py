@@ -277,7 +277,7 @@ class DistillConfig(_Section):
         "last", description="which of the ViT's features the branch, fitnet-vit and ca-mkd read: the last, or those half-way up"
     )
     regressor_lr: float = Field(
-        20.0, gt=0, le=1000, description="learning rate of the linear maps to a teacher's features, as a multiple of train.lr"
+        1.0, gt=0, le=1000, description="learning rate of the linear maps that features are matched by, as a multiple of train.lr"
     )
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")

@@ -131,11 +131,9 @@ class DistillationTask(nn.Module):
         return self._teachers
 
     def regressor_parameters(self) -> Iterator[nn.Parameter]:
-        """Of the linear maps from the student's features to a teacher's. A map that lags behind the student teaches it to fit an
-        old map, so that they learn at a rate of their own (`distill.regressor_lr`)."""
-        for module in self.modules():
-            if isinstance(module, sdd.LinearBranch):
-                yield from module.parameters()
+        """Of the linear maps by which features are matched. One that lags behind the student teaches it to fit an old map, so
+        that they may learn at a rate of their own (`distill.regressor_lr`)."""
+        return self.matching.parameters()
 
     def clips(self, frames: Tensor, network: VideoModel) -> Tensor:
         """A network's own input `[B, 3, T', H', W']` out of the frames `[B, T, H, W, 3]` of all."""

@@ -94,7 +94,7 @@ def test_groups(name: str) -> None:
     assert isinstance(optimizer, torch.optim.Optimizer)
 
 
-@pytest.mark.parametrize(("method", "maps"), [("dtkd", 4), ("fitnet-vit", 1), ("ca-mkd", 4), ("ofa", 0), ("kd-mean", 0)])
+@pytest.mark.parametrize(("method", "maps"), [("dtkd", 3), ("fitnet-vit", 1), ("ca-mkd", 4), ("ofa", 0), ("kd-mean", 0)])
 def test_linear_maps_between_features_learn_at_a_rate_of_their_own(method: str, maps: int) -> None:
     teachers = {"cnn": create_model("tsm_tiny", 4, size=32), "vit": create_model("vit_tubelet_tiny", 4, size=32)}
     distill = DistillConfig.model_validate({"method": method, "regressor_lr": 7, "branch": {"grid": (2, 2, 2), "channels": 8}})
@@ -105,11 +105,3 @@ def test_linear_maps_between_features_learn_at_a_rate_of_their_own(method: str, 
     fast = [name for name, p in task.named_parameters() if rows[id(p)][0] == pytest.approx(0.7)]
     assert len(fast) == 2 * maps and not any(name.startswith(("student.", "stages.")) for name in fast)
     assert {rows[id(p)] for n, p in task.named_parameters() if n.startswith("student.head.") and p.ndim > 1} == {(0.1 * 3, 0.3)}
-
-
-def test_a_deep_branch_learns_at_the_common_rate() -> None:
-    teachers = {"cnn": create_model("tsm_tiny", 4, size=32), "vit": create_model("vit_tubelet_tiny", 4, size=32)}
-    task = DistillationTask(
-        create_model("tsm_tiny", 4, size=32), teachers, DistillConfig.model_validate({"branch": {"kind": "deep"}})
-    )
-    assert {id(p) for p in task.regressor_parameters()} == {id(p) for p in task.matching.parameters()}
