@@ -2,7 +2,8 @@
 features have and the CNN teacher's do not.
 
 From DTKD (Peng et al., arXiv 2511.09469): f_res = φ_ViT(f_ViT) - φ_CNN(f_CNN), and a branch with a non-local module. φ, the
-layers and the distance are a reading of it. φ has no parameter on purpose: trained by this loss alone it would collapse to φ = 0.
+layers and the distance are a reading of it; the linear branch, the default, is a departure: a deep one can learn the target by
+itself and teach the student little. φ has no parameter on purpose: trained by this loss alone it would collapse to φ = 0.
 """
 
 from __future__ import annotations
