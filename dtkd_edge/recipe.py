@@ -230,7 +230,7 @@ class SddConfig(_Section):
     )
     distance: Literal["mse", "smooth-l1"] = "mse"
     kind: Literal["linear", "deep"] = Field(
-        "linear", description="a 1×1×1 convolution; deep: five layers and a non-local block, which learn more of the target alone"
+        "linear", description="linear: a 1×1×1 convolution; deep: layers of its own, the paper's non-local block among them"
     )
     tap: str | None = Field(None, description="student feature the branch reads; none: the model's last tap")
     grid: tuple[_Side, _Side, _Side] = Field((4, 5, 5), description="space-time grid T, H, W that features are pooled to")
@@ -238,6 +238,14 @@ class SddConfig(_Section):
     hidden: int = Field(64, ge=1, le=4096, description="kind deep: its width")
     non_local: bool = Field(True, description="kind deep: with the non-local block")
     squeeze_excite: bool = Field(True, description="kind deep: with gates of its channels")
+
+    @model_validator(mode="after")
+    def _layers_are_of_the_deep_kind(self) -> SddConfig:
+        fields = type(self).model_fields
+        given = [key for key in ("hidden", "non_local", "squeeze_excite") if getattr(self, key) != fields[key].default]
+        if self.kind == "linear" and given:
+            raise ValueError(f"{given[0]} says how a deep branch is made: set distill.branch.kind=deep too")
+        return self
 
 
 class RkdConfig(_Section):
@@ -277,7 +285,7 @@ class DistillConfig(_Section):
         "last", description="which of the ViT's features the branch, fitnet-vit and ca-mkd read: the last, or those half-way up"
     )
     regressor_lr: float = Field(
-        1.0, gt=0, le=1000, description="learning rate of the linear maps that features are matched by, as a multiple of train.lr"
+        1.0, gt=0, le=1000, description="learning rate of the maps of align, fitnet-* and ca-mkd, as a multiple of train.lr"
     )
     rkd: float = Field(0.1, ge=0, description="weight of relations between the batch's clips")
     warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which sdd, align and rkd rise from 0")

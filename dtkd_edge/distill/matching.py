@@ -60,7 +60,7 @@ class Matching(nn.Module):
         super().__init__()
         options = config.branch
         self.pairs = dict(pairs)
-        self.project = nn.ModuleDict({t: sdd.LinearBranch(student.taps[t], options.channels, options.grid) for t in pairs})
+        self.project = nn.ModuleDict({t: sdd.LinearMap(student.taps[t], options.channels, options.grid) for t in pairs})
 
     def forward(self, student: Mapping[str, Tensor], phi: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Taps of the student `[B, C, T, H, W]` and φ of the teacher's by tap → predictions and targets of unit variance, a pair

@@ -2,7 +2,7 @@
 features have and the CNN teacher's do not.
 
 From DTKD (Peng et al., arXiv 2511.09469): f_res = φ_ViT(f_ViT) - φ_CNN(f_CNN), and a branch with a non-local module. φ, the
-layers and the distance are a reading of it; the linear branch, the default, is a departure: a deep one can learn the target by
+layers and the distance are a reading of it; the linear branch, the default, is a departure: a deep one could learn the target by
 itself and teach the student little. φ has no parameter on purpose: trained by this loss alone it would collapse to φ = 0.
 """
 
@@ -286,11 +286,9 @@ class DeepBranch(nn.Module):
         return _on_grid(_pointwise(self.predict, _places(x)), self.grid)
 
 
-class LinearBranch(nn.Module):
-    """A 1×1×1 convolution of the student's pooled features, `[B, C, T, H, W]` → `[B, out_channels, *grid]`. Never exported.
-
-    What it is to give has to be in the features themselves, at that place: there is nothing that the student could leave to it.
-    """
+class LinearMap(nn.Module):
+    """A 1×1×1 convolution of the student's pooled features, `[B, C, T, H, W]` → `[B, out_channels, *grid]`: P of the alignment,
+    and the branch of kind linear. Never exported. What it gives is in the features themselves, at that place."""
 
     def __init__(self, in_channels: int, out_channels: int, grid: Grid) -> None:
         super().__init__()
@@ -301,11 +299,11 @@ class LinearBranch(nn.Module):
         return _projected_to_grid(self.predict, features, self.grid)
 
 
-def build_branch(in_channels: int, options: SddConfig) -> LinearBranch | DeepBranch:
+def build_branch(in_channels: int, options: SddConfig) -> LinearMap | DeepBranch:
     """SDB, the structure-discrepancy branch on student features of so many channels."""
     out_channels = options.channels * (2 if options.target == "both" else 1)
     if options.kind == "linear":
-        return LinearBranch(in_channels, out_channels, options.grid)
+        return LinearMap(in_channels, out_channels, options.grid)
     return DeepBranch(
         in_channels,
         out_channels,

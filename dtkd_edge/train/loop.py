@@ -153,7 +153,8 @@ def restore(phase: Phase, optimizer: torch.optim.Optimizer, state: TrainState) -
         ) from error
     own, saved = optimizer.state_dict()["param_groups"], state.optimizer["param_groups"]
     if [(g.keys(), g["params"]) for g in own] != [(g.keys(), g["params"]) for g in saved]:
-        raise CheckpointError(f"{phase.checkpoint}: of another optimizer than {phase.config.optimizer}", another)
+        other = f"{phase.checkpoint}: of another optimizer than {phase.config.optimizer}, or with other groups of rates"
+        raise CheckpointError(other, another)
     optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": own})
     if phase.ema is not None:
         if state.ema is None:

@@ -61,7 +61,7 @@ def _is_stage(module: nn.Module) -> bool:
 
 def make_optimizer(config: OptimConfig, task: DistillationTask) -> torch.optim.Optimizer:
     """AdamW or SGD; no weight decay on norms and biases; the head may learn at its own rate (`head_lr`), a block at a share of
-    the next one's (`layer_decay`), and so may the task's linear maps between features (`distill.regressor_lr`)."""
+    the next one's (`layer_decay`), and so may the maps by which features are matched (`distill.regressor_lr`)."""
     student = task.student
     regressors = {id(p) for p in task.regressor_parameters()}
     head = {id(p) for p in student.head_parameters()}

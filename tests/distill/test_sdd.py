@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dtkd_edge.distill.sdd import (
     DeepBranch,
     FixedProjection,
-    LinearBranch,
+    LinearMap,
     NonLocal3d,
     explained,
     feature_distance,
@@ -84,7 +84,7 @@ def test_the_grid_is_torchs_adaptive_pooling_and_a_projection_commutes_with_it(s
     got = to_grid(x, grid)
     assert torch.allclose(got, expected, atol=1e-12)
     assert torch.allclose(torch.autograd.grad((got * weight).sum(), x)[0], slope, atol=1e-12)
-    align = LinearBranch(3, 4, grid).double()
+    align = LinearMap(3, 4, grid).double()
     assert torch.allclose(align(x), align.predict(expected), atol=1e-12)
 
 
@@ -232,16 +232,17 @@ def test_the_branch_predicts_on_the_grid(non_local, squeeze_excite, batch):
     assert features.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in branch.parameters())
     assert any("non_local" in key for key in branch.state_dict()) == non_local
-    assert LinearBranch(10, 6, (2, 3, 3))(features).shape == (batch, 6, 2, 3, 3)
+    assert LinearMap(10, 6, (2, 3, 3))(features).shape == (batch, 6, 2, 3, 3)
 
 
-def test_the_branch_learns_a_residual_that_is_in_the_features():
+@pytest.mark.parametrize("kind", ["linear", "deep"])
+def test_the_branch_learns_a_residual_that_is_in_the_features(kind):
     """Fresh clips each step: the share of variance left unexplained falls to a fraction, but not for a target of other clips."""
     torch.manual_seed(0)
     phi_cnn, phi_vit = FixedProjection(6, 4, (2, 3, 3), 1), FixedProjection(6, 4, (2, 3, 3), 2)
     left = {}
     for shift in (0, 1):
-        branch = DeepBranch(12, 4, hidden=24, grid=(2, 3, 3))
+        branch = LinearMap(12, 4, (2, 3, 3)) if kind == "linear" else DeepBranch(12, 4, hidden=24, grid=(2, 3, 3))
         optimizer = torch.optim.AdamW(branch.parameters(), 2e-2)
         losses = []
         for _ in range(60):

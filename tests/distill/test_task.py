@@ -34,8 +34,13 @@ def teachers(heads=None):
     }
 
 
+DEEP = "dtkd, its branch deep"
+
+
 def config(method="dtkd", **options):
-    small = {"grid": (2, 3, 3), "channels": 8, "hidden": 8, **options.pop("branch", {})}
+    small = {"grid": (2, 3, 3), "channels": 8, **options.pop("branch", {})}
+    if method == DEEP:
+        method, small = "dtkd", {**small, "kind": "deep", "hidden": 8}
     return DistillConfig.model_validate({"method": method, "branch": small, **options})
 
 
@@ -46,7 +51,7 @@ def batch(size=4, heads=None):
     return frames, labels
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, DEEP])
 def test_every_method_trains_everything_it_has(method):
     task = DistillationTask(student(), teachers(), config(method))
     out = task(*batch())
@@ -61,7 +66,7 @@ def test_every_method_trains_everything_it_has(method):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name  # data-parallel training needs every one
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, DEEP])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_batch_of_one_and_bfloat16(method, autocast):
     task = DistillationTask(student(), teachers(), config(method))
@@ -158,9 +163,10 @@ def test_omega_columns_are_cnn_then_vit():
     assert (task(frames, labels, taught=taught)["omega"][:, 1] > 0.99).all()
 
 
-def test_the_student_is_bit_identical_with_and_without_the_branch():
+@pytest.mark.parametrize("method", ["dtkd", DEEP])
+def test_the_student_is_bit_identical_with_and_without_the_branch(method):
     bare, frames = student(), batch()[0]
-    task = DistillationTask(copy.deepcopy(bare), teachers(), config())
+    task = DistillationTask(copy.deepcopy(bare), teachers(), config(method))
     for mode in (True, False):
         bare.train(mode), task.train(mode)
         torch.manual_seed(9)  # the same dropout
@@ -206,8 +212,9 @@ def test_teachers_move_with_the_task():
     assert task.phi["vit"][VIT_TAP].matrix.device.type == "meta"
 
 
-def test_a_state_dict_comes_back_into_a_new_task():
-    first, second = (DistillationTask(student(dropout=0.0), teachers(), config()) for _ in range(2))
+@pytest.mark.parametrize("method", ["dtkd", DEEP])
+def test_a_state_dict_comes_back_into_a_new_task(method):
+    first, second = (DistillationTask(student(dropout=0.0), teachers(), config(method)) for _ in range(2))
     first(*batch())["loss"].backward()
     torch.optim.SGD(first.parameters(), 0.1).step()
     second.load_state_dict(first.state_dict())

@@ -28,7 +28,7 @@ class Said:
             "cnn": create_model("tsm_resnet_tiny", HEADS, size=40),
             "vit": create_model("vit_tubelet_tiny", HEADS, size=48),
         }
-        small = {"grid": (2, 3, 3), "channels": 8, "hidden": 8, **options.pop("branch", {})}
+        small = {"grid": (2, 3, 3), "channels": 8, **options.pop("branch", {})}
         self.config = DistillConfig.model_validate({"method": method, "branch": small, **options})
         self.task = DistillationTask(create_model("tsm_tiny", HEADS, size=40, dropout=0.0), networks, self.config)
         frames = torch.randint(0, 256, (5, 8, 40, 40, 3), dtype=torch.uint8)
@@ -186,16 +186,26 @@ def test_dtkds_features(branch, tap, residual, kind):
 
 
 @pytest.mark.parametrize(("target", "channels"), [("residual", 8), ("both", 16)])
-@pytest.mark.parametrize("kind", ["linear", "deep"])
-def test_a_recipe_says_which_branch(kind, target, channels):
-    branch = Said("dtkd", branch={"kind": kind, "target": target, "non_local": False}).task.branch
-    assert branch.predict.weight.shape == (channels, 64 if kind == "linear" else 8, 1, 1, 1)
-    assert isinstance(branch, sdd.LinearBranch if kind == "linear" else sdd.DeepBranch)
-    assert not any("non_local" in key for key in branch.state_dict())
+def test_a_recipe_says_which_branch(target, channels):
+    linear = Said("dtkd", branch={"target": target}).task.branch
+    assert isinstance(linear, sdd.LinearMap) and linear.predict.weight.shape == (channels, 64, 1, 1, 1)
+    for non_local, gates in ((True, False), (False, True)):
+        own = {"kind": "deep", "target": target, "hidden": 12, "non_local": non_local, "squeeze_excite": gates}
+        deep = Said("dtkd", branch=own).task.branch
+        assert isinstance(deep, sdd.DeepBranch) and deep.predict.weight.shape == (channels, 12, 1, 1, 1)
+        assert isinstance(deep.non_local, sdd.NonLocal3d) == non_local
+        assert isinstance(deep.squeeze_excite, sdd.SqueezeExcite3d) == gates
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden", 16), ("non_local", False), ("squeeze_excite", False)])
+def test_what_only_a_deep_branch_has_is_refused_for_a_linear_one(key, value):
+    with pytest.raises(ValueError, match=f"{key} says how a deep branch is made: set distill.branch.kind=deep"):
+        DistillConfig.model_validate({"branch": {key: value}})
+    assert getattr(DistillConfig.model_validate({"branch": {"kind": "deep", key: value}}).branch, key) == value
 
 
 def test_the_linear_branch_is_one_linear_map_at_every_place():
-    branch = sdd.LinearBranch(6, 4, (2, 3, 3))
+    branch = sdd.LinearMap(6, 4, (2, 3, 3))
     x = torch.randn(2, 6, 4, 6, 9)
     pooled = F.adaptive_avg_pool3d(x, (2, 3, 3))
     weight, bias = branch.predict.weight[:, :, 0, 0, 0], branch.predict.bias
