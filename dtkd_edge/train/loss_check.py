@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dtkd_edge.train.loop import Phase
 
 FIRST_STEPS = 10  # whose median says where the loss began
+LAST_WORD = 3.0  # seconds
 
 
 class Step:
@@ -62,6 +64,7 @@ def check_loss(phase: Phase, step: Step, epoch: int, log: RunLog) -> None:
     files = [str(phase.data.catalogue[i].path) for i in step.clips]
     if bad == ["gradient"] and phase.engine.world > 1:  # the mean over processes, of which another one's loss may be to blame
         log.add({"phase": phase.name, "stopped": what, "step": step.number + 1})
+        time.sleep(LAST_WORD)  # the launcher ends all as soon as one has ended, and the one to blame is to speak first
         raise InputError(f"{phase.name}: {what} in process {phase.engine.rank}; see what the others said", hint)
     log.add_from_any({"phase": phase.name, "stopped": what, "step": step.number + 1, "clips": files})
     named = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
