@@ -131,8 +131,8 @@ class DistillationTask(nn.Module):
         return self._teachers
 
     def regressor_parameters(self) -> Iterator[nn.Parameter]:
-        """Of the linear maps by which features are matched. One that lags behind the student teaches it to fit an old map, so
-        that they may learn at a rate of their own (`distill.regressor_lr`)."""
+        """Of the linear maps by which features are matched. One that lags behind the student may teach it to fit an old map,
+        so that they can learn at a rate of their own (`distill.regressor_lr`)."""
         return self.matching.parameters()
 
     def clips(self, frames: Tensor, network: VideoModel) -> Tensor:

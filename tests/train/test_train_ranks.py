@@ -67,8 +67,8 @@ def test_two_ranks_make_the_steps_of_one_process_with_twice_the_batch(trained: l
         statistics = "running_" in key  # they move by far more than a weight does
         step = float((value - start[key]).abs().max()) if value.is_floating_point() else 0.0
         steps.append(0.0 if statistics else step)
-        # One process whose first weights differ in their last bit ends up to 2.4 % of its way elsewhere, its norms 0.3 %.
-        atol = max(1e-5, (0.005 if statistics else 0.05) * step)
+        # One process whose first weights differ in their last bit ends up to 2.4 % of its way elsewhere, its norms 0.1 %.
+        atol = max(1e-5, (0.001 if statistics else 0.05) * step)
         torch.testing.assert_close(together[key], value, atol=atol, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
     assert max(steps) > 5e-4
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
