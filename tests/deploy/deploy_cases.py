@@ -1,7 +1,9 @@
-"""The tiny student's manifest, and real mp4 files."""
+"""The tiny student's manifest, real mp4 files, and how to wait."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,18 @@ from dtkd_edge.artifact import Artifact, Manifest, new_artifact, now
 
 FRAMES, SIZE, CLASSES = 8, 40, 8
 LABELS = ["left", "right", "up", "down", "turn cw", "turn ccw", "zoom in", "zoom out"]
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> bool:
+    """Whether it comes true. Once it has, it is not asked again: what the page or the camera says may be over a moment later.
+
+    The time only ends a test that hangs; how fast a machine is says nothing."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def manifest(target: str, *, batch: int = 1, **changes: Any) -> Manifest:

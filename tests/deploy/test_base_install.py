@@ -62,7 +62,7 @@ def test_predict_demo_and_doctor_without_torch(
             assert any(label in first for label in LABELS)
             demo.send_signal(signal.SIGINT)
             said = demo.stderr.read()
-            assert demo.wait(20) == 0 and "labels, age p50" in said, said
+            assert demo.wait(60) == 0 and "labels, age p50" in said, said
         finally:
             demo.kill()
 
@@ -79,7 +79,7 @@ def test_predict_demo_and_doctor_without_torch(
     for artifact in (onnx_artifact, openvino_artifact):
         look_at_the_page(command, artifact, video, tmp_path)
     recording = Video(tmp_path / "out.mp4")
-    assert len(recording) > 10 and recording.read([0]).shape[1:] == (64, 96, 3)
+    assert len(recording) > 3 and recording.read([0]).shape[1:] == (64, 96, 3)
 
 
 def look_at_the_page(command: Path, artifact: Path, video: Path, folder: Path) -> None:
@@ -92,16 +92,16 @@ def look_at_the_page(command: Path, artifact: Path, video: Path, folder: Path) -
     with subprocess.Popen(words, cwd=folder / "empty", env=ENV, stderr=subprocess.PIPE, text=True) as demo:
         try:
             url = next(found[0] for line in demo.stderr if (found := re.search(r"http://\S+", line)))
-            with urllib.request.urlopen(f"{url}health", timeout=10) as answer:
+            with urllib.request.urlopen(f"{url}health", timeout=60) as answer:
                 assert json.load(answer)["status"] in ("starting", "live")
             with connect(url.replace("http", "ws") + "ws", max_size=None) as page:
-                heard, deadline = [page.recv(timeout=30)], time.monotonic() + 60
+                heard, deadline = [page.recv(timeout=60)], time.monotonic() + 60
                 while not (any(isinstance(m, bytes) for m in heard) and said_label(heard[-1])):
                     assert time.monotonic() < deadline, heard[-1]
-                    heard.append(page.recv(timeout=30))
+                    heard.append(page.recv(timeout=60))
             demo.send_signal(signal.SIGTERM)
             said = demo.stderr.read()
-            assert demo.wait(20) == 0 and "labels, age p50" in said, said
+            assert demo.wait(60) == 0 and "labels, age p50" in said, said
         finally:
             demo.kill()
     assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["label"] in LABELS

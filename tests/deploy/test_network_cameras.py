@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from deploy_cases import until
 from test_faults import demo
-from test_streams import until
 
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.sources import av as av_sources
@@ -50,7 +50,7 @@ def test_an_rtsp_camera_that_is_killed_and_comes_back(onnx_artifact: Path, tmp_p
         reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
         reader.start()
         try:
-            assert until(lambda: any("%" in line for line in said), 60), said  # the first label
+            assert until(lambda: any("%" in line for line in said)), said  # the first label
             first.send_signal(signal.SIGKILL)
             assert until(lambda: any("lost (" in line for line in said)), said
             assert until(lambda: log.read_text().count("\n") >= 1), said  # longer than the clip: its event has ended
@@ -59,7 +59,7 @@ def test_an_rtsp_camera_that_is_killed_and_comes_back(onnx_artifact: Path, tmp_p
                 labels = len(said)
                 assert until(lambda: any("%" in line for line in said[labels:])), said
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(20) == 0
+                assert process.wait(60) == 0
         finally:
             process.kill()
             process.wait()
@@ -78,7 +78,7 @@ def test_an_rtsp_stream_with_damaged_packets_goes_on() -> None:
     port = free_port()
     with camera("damaged", port):
         grabber = Grabber(open_source(f"rtsp://127.0.0.1:{port}/live"), backoff=(0.1, 0.5))
-        assert until(lambda: _opens(grabber), 20)
+        assert until(lambda: _opens(grabber))
         assert until(lambda: grabber.grabbed > 30) and grabber.error is None
         grabber.stop()
 
@@ -98,11 +98,12 @@ def test_a_udp_stream_that_stops_and_goes_on(monkeypatch: pytest.MonkeyPatch) ->
     grabber = Grabber(open_source(f"udp://127.0.0.1:{port}"), backoff=(0.1, 0.5))
     try:
         with camera("udp", port):
-            grabber.start()
+            assert until(lambda: _opens(grabber))
             assert until(lambda: grabber.grabbed > 10)
         assert until(lambda: grabber.state == "reconnecting")
+        before = grabber.reconnects  # a busy machine may have kept it waiting for as long once already
         with camera("udp", port):
-            assert until(lambda: grabber.reconnects == 1 and grabber.state == "live", 30)
+            assert until(lambda: grabber.reconnects > before and grabber.state == "live")
     finally:
         grabber.stop()
     assert grabber.latest().image.shape == (120, 160, 3)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deploy_cases import write_mp4
+from deploy_cases import until, write_mp4
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
@@ -31,7 +31,7 @@ class Camera:
         self.size = (160, 120)
         self.port = 0
         self.rubbish = self.quiet = False
-        self.readers = 0
+        self.readers = self.sent = 0
         self._server: ThreadingHTTPServer | None = None
         self._on = threading.Event()
 
@@ -54,6 +54,7 @@ class Camera:
                         head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                         self.wfile.write(head.encode() + jpeg + b"\r\n")
                         number += 1
+                        camera.sent += 1
                         time.sleep(0.04)
                 except OSError:
                     pass
@@ -86,13 +87,6 @@ def grabbing(camera: Camera) -> Iterator[Grabber]:
     finally:
         grabber.stop()
         camera.stop()
-
-
-def until(condition: Any, seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def test_a_camera_that_goes_away_comes_back(onnx_artifact: Path) -> None:
@@ -146,9 +140,10 @@ def test_a_camera_that_says_nothing_more_is_lost(monkeypatch: pytest.MonkeyPatch
     with grabbing(camera) as grabber:
         assert until(lambda: grabber.grabbed > 3)
         camera.quiet = True
-        assert until(lambda: grabber.state == "reconnecting", 5)
+        assert until(lambda: grabber.state == "reconnecting")
+        before = grabber.reconnects  # a busy machine may have kept the camera waiting for as long once already
         camera.quiet = False
-        assert until(lambda: grabber.reconnects == 1 and grabber.state == "live")
+        assert until(lambda: grabber.reconnects > before and grabber.state == "live")
 
 
 def test_a_corrupted_file_gives_what_it_has(tmp_path: Path) -> None:
@@ -160,7 +155,7 @@ def test_a_corrupted_file_gives_what_it_has(tmp_path: Path) -> None:
     video.write_bytes(data)
     grabber = Grabber(open_source(str(video)))
     grabber.start()
-    assert until(lambda: not grabber.running, 10)
+    assert until(lambda: not grabber.running)
     assert grabber.grabbed > 5
     grabber.stop()
 

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deploy_cases import LABELS, to_y4m, write_colours, write_film, write_mp4
+from deploy_cases import LABELS, to_y4m, until, write_colours, write_film, write_mp4
 
 import dtkd_edge
 from dtkd_edge.deploy.camera import Grabber
@@ -74,18 +73,11 @@ def serving(
 
 def get(url: str, **headers: str) -> tuple[int, str, Any]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
             return answer.status, answer.read().decode(), answer.headers
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode(), error.headers
-
-
-def until(condition: Any, seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return bool(condition())
 
 
 def test_pages_health_and_metrics(onnx_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +163,12 @@ def test_many_viewers_one_inference_and_slow_ones_are_dropped(onnx_artifact: Pat
 
     from dtkd_edge.deploy import server
 
-    monkeypatch.setattr(server, "SLOW_S", 1.0)
+    monkeypatch.setattr(server, "SLOW_S", 3.0)  # a busy machine keeps those who read waiting too
 
     async def watch(url: str) -> int:
         async with connect(url, max_size=None) as socket:
             assert not socket.protocol.extensions  # JPEGs deflated again, for each viewer, would take cores
-            kinds = [isinstance(await asyncio.wait_for(socket.recv(), 10), bytes) for _ in range(30)]
+            kinds = [isinstance(await asyncio.wait_for(socket.recv(), 60), bytes) for _ in range(30)]
             return sum(kinds)
 
     async def all_of_them(url: str) -> list[int]:
@@ -213,12 +205,12 @@ def test_garbage_floods_and_huge_messages(onnx_artifact: Path) -> None:
         with connect(address, max_size=None) as socket, pytest.raises(ConnectionClosed):
             socket.send(bytes(MAX_MESSAGE + 1))
             for _ in range(100):
-                socket.recv(timeout=10)
+                socket.recv(timeout=60)
         with connect(address) as socket, pytest.raises(ConnectionClosed):
             for _ in range(100 * MAX_MESSAGES_PER_S):  # ends when the server has had enough …
                 socket.send("x")
             for _ in range(1000):  # … or its goodbye lies behind what it had sent before
-                socket.recv(timeout=30)
+                socket.recv(timeout=60)
         assert until(lambda: not web.viewers)
         assert get(web.url + "health")[0] == 200
 
@@ -281,7 +273,7 @@ def test_a_film_as_the_visitors_camera(tmp_path: Path) -> None:
         chromium = driver.chromium.launch(executable_path=str(CHROMIUM), args=flags)
         page = chromium.new_context(permissions=["camera"], viewport={"width": 390, "height": 844}).new_page()
         page.goto(url)
-        page.locator("#camera").click(timeout=10_000)
+        page.locator("#camera").click()
         seen: list[str] = []
 
         def look() -> bool:
@@ -290,10 +282,10 @@ def test_a_film_as_the_visitors_camera(tmp_path: Path) -> None:
                 seen.append(label)
             return len(seen) >= 5
 
-        assert until(look, 60), seen
+        assert until(look), seen
         assert page.locator("#age").inner_text().endswith("fps")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         chromium.close()
     order = ["red", "green", "blue", "red", "green", "blue", "red"]
     assert any(seen == order[at : at + 5] for at in range(3)), seen  # every scene, in the film's order, and round again
@@ -339,7 +331,7 @@ def test_two_heads_on_the_page(browser: Any, tmp_path: Path) -> None:
             seen.add(page.locator("#label").inner_text())
             return {"red · warm", "green · cold", "blue · cold"} <= seen
 
-        assert until(look, 40), seen
+        assert until(look), seen
         assert [heading.lower() for heading in page.locator("#heads h3").all_inner_texts()] == ["verb", "noun"]
         assert set(page.locator("#heads .row .name span:first-child").all_inner_texts()) == {
             "red",
@@ -384,7 +376,7 @@ def test_the_label_stands_on_the_page(source: str, onnx_artifact: Path, tmp_path
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert problems == []
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert until(lambda: page.locator("#status-text").inner_text() == "not connected")
         page.close()
 
@@ -394,7 +386,7 @@ def test_the_visitors_own_camera(onnx_artifact: Path, browser: Any) -> None:
         context = browser.new_context(viewport={"width": 390, "height": 844}, permissions=["camera"])
         page = context.new_page()
         page.goto(web.url)
-        page.locator("#camera").click(timeout=10_000)
+        page.locator("#camera").click()
         assert until(lambda: page.locator("#label").inner_text() in LABELS)
         assert until(lambda: web.pipeline.grabber.grabbed > 5)
         assert web.pipeline.live is not None and web.pipeline.live.stamp is not None
