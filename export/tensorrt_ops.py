@@ -45,6 +45,7 @@ OPERATORS: dict[str, frozenset[str]] = {
             "Reciprocal",
             "ReduceL2",
             "Relu",
+            "Resize",
             "Selu",
             "Sigmoid",
             "Softmax",
@@ -100,11 +101,11 @@ def check_ops(proto: onnx.ModelProto) -> None:
                 f"{where}: not among the operators that are known to pass TensorRT's parser",
                 "replace it in the model by plain ops",
             )
-        axes = node.input[1] if node.op_type.startswith("Reduce") and len(node.input) > 1 else ""
+        parameters = node.input[1:] if node.op_type.startswith(("Reduce", "Resize")) else ()  # axes; scales or sizes
         for name in (*node.input, *node.output):
             kind = types.get(name, "")
             between = kind == "UINT8" and name not in inputs and name not in outputs
-            if kind and name != axes and (kind not in allowed or between):
+            if kind and name not in parameters and (kind not in allowed or between):
                 raise VerificationError(f"{where}: TensorRT's parser does not take {kind} there", "cast before that node")
             if name in deep:
                 raise VerificationError(f"{where}: TensorRT's tensors have {MOST_DIMENSIONS} dimensions at most", "merge some")

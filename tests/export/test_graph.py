@@ -85,7 +85,8 @@ def test_two_exports_are_the_same_bytes(tiny: tuple, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in (
-    "tsm_mobilenetv2_035", "tsm_resnet18", "tsm_mobilenetv3_small_100", "tsm_efficientnet_b0", "tsm_resnet_tiny")])  # fmt: skip
+    "tsm_mobilenetv2_035", "tsm_resnet18", "tsm_mobilenetv3_small_100", "tsm_efficientnet_b0", "tsm_resnet_tiny",
+    "tsm_ecaresnet26t", "tsm_mixnet_s", "tsm_hrnet_w18_small")])  # fmt: skip
 def test_every_kind_of_student_exports_in_both_precisions(name: str, tmp_path: Path) -> None:
     model = build(name, 64)
     proto = to_onnx(model, make_card(model, LABELS), tmp_path / "m.onnx", batch=2)
@@ -208,6 +209,40 @@ def test_what_tensorrt_refuses_is_named(graph: onnx.ModelProto, words: str) -> N
 )
 def test_what_tensorrt_takes_is_let_through(graph: onnx.ModelProto) -> None:
     check_ops(graph)
+
+
+def test_a_batch_norm_behind_no_convolution_is_a_multiplication_and_an_addition() -> None:
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.random(3, np.float32) + 0.5 for name in ("w", "b", "m", "v")}
+    proto = _graph(
+        helper.make_node("Relu", ["x"], ["r"]),
+        _node("BatchNormalization", "r w b m v", epsilon=0.1),
+        shape=(2, 3, 4, 5),
+        **numbers,
+    )
+    frames = rng.standard_normal((2, 3, 4, 5), np.float32)
+
+    def outcome() -> np.ndarray:
+        session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": frames})[0]
+
+    want = outcome()
+    assert graph_module.plain_norms(proto.graph) == 1 and graph_module.plain_norms(proto.graph) == 0
+    assert [node.op_type for node in proto.graph.node] == ["Relu", "Mul", "Add"]
+    assert len(proto.graph.initializer) == 2
+    np.testing.assert_allclose(outcome(), want, atol=1e-6)
+
+
+def test_a_resizes_scales_stay_float32_in_half_precision() -> None:
+    constants = {"w": np.ones((3, 3, 1, 1), np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}
+    nodes = [
+        helper.make_node(op, inputs, [output], name=op)
+        for op, inputs, output in (("Conv", ["x", "w"], "c"), ("Resize", ["c", "", "scales"], "r"), ("ReduceMean", ["r"], "y"))
+    ]
+    proto = _graph(*nodes, shape=(1, 3, 4, 4), **constants)
+    half = to_fp16(proto)
+    check_ops(half)
+    assert tensor_types(half) | {"scales": "FLOAT", "r": "FLOAT16"} == tensor_types(half)
 
 
 @pytest.mark.parametrize("mean", [(0.45, 0.45, 0.45), (0.485, 0.456, 0.406)])

@@ -36,6 +36,8 @@ GRAPHS: dict[str, tuple[int | None, int, dict[str, Any], str]] = {
     "tsm_mobilenetv3_large_100": (None, 32, {}, "clip"),
     "tsm_efficientnet_b0": (None, 32, {}, "clip"),
     "tsm_resnet18": (None, 32, {}, "clip"),
+    "tsm_ecaresnet26t": (None, 32, {}, "clip"),
+    "tsm_mixnet_s": (None, 32, {}, "clip"),
     "x3d_xs": (2, 32, {}, "clip"),
     "x3d_xs continual": (2, 32, {}, "stream"),
     "x3d_xs causal": (2, 32, {"causal": True}, "stream"),
@@ -158,6 +160,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     "Split": {"axis": 1, "num_outputs": 2},
     "Transpose": {"perm": [0, 2, 3, 1]},
     "Cast": {"to": TensorProto.FLOAT},
+    "Resize": {"mode": "linear"},
     "GroupNormalization": {"num_groups": 2},
 }
 # Operator → its inputs beside x: x again, the shape of a tensor of its type (a tuple), or integers (a list).
@@ -210,6 +213,9 @@ def one_node(op: str, kind: str, **more: Any) -> onnx.ModelProto:
         nodes = [helper.make_node("QuantizeLinear", ["float", "scale", "zero"], ["x"], name="quantise")]
     if op in ("QuantizeLinear", "DequantizeLinear"):
         names += ["scale", "zero"]
+    if op == "Resize":
+        tensors.append(helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, 2, 2]))
+        names = ["x", "", "scales"]
     if op == "Where":
         tensors.append(numpy_helper.from_array(np.ones(shape, bool), "mask"))
         names = ["mask", "x", "x"]
