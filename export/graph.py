@@ -124,6 +124,8 @@ def finish(
     import onnx
 
     proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    if plain_norms(proto.graph):
+        proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     add_metadata(proto, metadata(card, opset))
     check_graph(proto, heads=card.heads, shape=shape, states=states)
     save_onnx(proto, path)
@@ -150,6 +152,37 @@ def clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
     return proto
+
+
+def plain_norms(graph: onnx.GraphProto) -> int:
+    """A batch norm that the exporter could not fold (behind a concatenation, say) becomes a multiplication and an addition.
+
+    Returns how many there were."""
+    from onnx import helper, numpy_helper
+
+    tensors = {t.name: t for t in graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    nodes, found = [], 0
+    for node in graph.node:
+        if node.op_type != "BatchNormalization" or not all(name in tensors for name in node.input[1:]) or len(node.output) > 1:
+            nodes.append(node)
+            continue
+        found += 1
+        weight, bias, mean, var = (numpy_helper.to_array(tensors[name]).astype("float64") for name in node.input[1:])
+        scale = weight / (var + next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)) ** 0.5
+        shape = (-1, *[1] * (ranks[node.input[0]] - 2))
+        for name, value in (("scale", scale), ("shift", bias - mean * scale)):
+            graph.initializer.append(numpy_helper.from_array(value.astype("float32").reshape(shape), f"{node.name}_{name}"))
+        scaled = f"{node.output[0]}_scaled"
+        nodes.append(helper.make_node("Mul", [node.input[0], f"{node.name}_scale"], [scaled], name=f"{node.name}_mul"))
+        nodes.append(helper.make_node("Add", [scaled, f"{node.name}_shift"], [node.output[0]], name=f"{node.name}_add"))
+    if found:
+        used = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(kept)
+    return found
 
 
 def metadata(card: ModelCard, opset: int = OPSET) -> dict[str, str]:

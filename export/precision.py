@@ -85,7 +85,8 @@ def to_fp16(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         kind = "FLOAT16" if node.name in half else "FLOAT"
         if node.op_type not in _SHAPES:
-            for i, name in enumerate(node.input):
+            data = 1 if node.op_type == "Resize" else len(node.input)  # its scales are float32 for any data
+            for i, name in enumerate(node.input[:data]):
                 node.input[i] = as_type(name, kind)
         nodes.append(node)
         for name in node.output:

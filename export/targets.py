@@ -30,7 +30,9 @@ HOW = {
     "`dtkd-edge export --verify-only FOLDER` repeats the proof there",
     "bindings": "no such device was at hand. The tests run the engine's graph with ONNX Runtime, hold it against the operators "
     "that TensorRT's parser takes, and hold builder and runner against the real Python bindings of TensorRT 10.3, 10.16 and 11.4 "
-    "over stub libraries; `pytest -m gpu` builds and verifies engines on a machine that has TensorRT",
+    "over stub libraries; where TensorRT-RTX is installed, a sibling that builds engines without a GPU, its parser and builder "
+    "make one of a graph of each family of students in each precision; `pytest -m gpu` builds and verifies engines on a machine "
+    "that has TensorRT",
     "other device": "nobody has run it there for this project. The tests export, verify and run the same file by the same "
     "runtime on x86-64, and hold that a `--device` that is not there is refused by name; "
     "`dtkd-edge export --verify-only FOLDER` repeats the proof where it is",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +34,38 @@ def build_engine(
     check_version(trt)
     logger = make_logger(trt)
     try:
-        builder = trt.Builder(logger)
-        config = configure(trt, builder, request)  # first: what this device lacks is said before the work
-        config.progress_monitor = make_monitor(trt)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, logger)
-        if not parser.parse_from_file(str(onnx_path)):
-            raise parse_error(onnx_path, [parser.get_error(i) for i in range(parser.num_errors)])
-        cache = _load_cache(config, timing_cache)
-        serialized = builder.build_serialized_network(network, config)
-        if serialized is None:
-            last = next(
-                (line for line in reversed(logger.lines) if line.startswith(("ERROR", "INTERNAL_ERROR"))), "no reason given"
-            )
-            raise DtkdEdgeError(
-                f"{onnx_path}: TensorRT {trt.__version__} builds no engine: {last.partition(': ')[2] or last}",
-                "less --workspace where memory is short; the whole log is beside the artefact",
-            )
-        with atomic_path(engine_path) as aside:
-            aside.write_bytes(serialized)
-        if cache is not None and timing_cache is not None:
-            with atomic_path(timing_cache) as aside:
-                aside.write_bytes(config.get_timing_cache().serialize())
+        _build(trt, logger, onnx_path, engine_path, request, timing_cache)
+    except BaseException as error:
+        # The traceback holds TensorRT's objects. They go now: collected later, maybe while TensorRT calls our logger in another
+        # build, they would wait for a lock that this other build holds, for ever.
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
         if log is not None:
             log.write_text("\n".join(logger.lines) + "\n", encoding="utf-8")
+
+
+def _build(trt: Any, logger: Any, onnx_path: Path, engine_path: Path, request: Request, timing_cache: Path | None) -> None:
+    builder = trt.Builder(logger)
+    config = configure(trt, builder, request)  # first: what this device lacks is said before the work
+    config.progress_monitor = make_monitor(trt)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx_path)):
+        raise parse_error(onnx_path, [parser.get_error(i) for i in range(parser.num_errors)])
+    cache = _load_cache(config, timing_cache)
+    serialized = builder.build_serialized_network(network, config)
+    if serialized is None:
+        last = next((line for line in reversed(logger.lines) if line.startswith(("ERROR", "INTERNAL_ERROR"))), "no reason given")
+        raise DtkdEdgeError(
+            f"{onnx_path}: TensorRT {trt.__version__} builds no engine: {last.partition(': ')[2] or last}",
+            "less --workspace where memory is short; the whole log is beside the artefact",
+        )
+    with atomic_path(engine_path) as aside:
+        aside.write_bytes(serialized)
+    if cache is not None and timing_cache is not None:
+        with atomic_path(timing_cache) as aside:
+            aside.write_bytes(config.get_timing_cache().serialize())
 
 
 def configure(trt: Any, builder: Any, request: Request) -> Any:

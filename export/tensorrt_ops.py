@@ -1,7 +1,7 @@
 """What TensorRT's ONNX parser (10.3 and newer) takes, so that a graph it would refuse is refused here, where one can mend it.
 
 Operators and types: the support matrix that the parser's own documentation gives, cut to what feed-forward video networks use,
-without the ones that we never let into a graph.
+without the ones that we never let into a graph. tests/export/test_rtx.py holds it against the parser and builder of TensorRT-RTX.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dtkd_edge.errors import VerificationError
 
 if TYPE_CHECKING:
     import onnx
+    from numpy.typing import NDArray
 
 _FLOAT = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
 _NUMBER = _FLOAT | {"INT32", "INT64"}
@@ -22,7 +23,6 @@ OPERATORS: dict[str, frozenset[str]] = {
     **dict.fromkeys(
         [
             "AveragePool",
-            "Clip",
             "Conv",
             "ConvTranspose",
             "Elu",
@@ -34,7 +34,6 @@ OPERATORS: dict[str, frozenset[str]] = {
             "Gelu",
             "GroupNormalization",
             "HardSigmoid",
-            "HardSwish",
             "InstanceNormalization",
             "LayerNormalization",
             "LeakyRelu",
@@ -42,14 +41,11 @@ OPERATORS: dict[str, frozenset[str]] = {
             "LogSoftmax",
             "MatMul",
             "MaxPool",
-            "Mish",
             "PRelu",
-            "Pow",
             "Reciprocal",
             "ReduceL2",
-            "ReduceMean",
-            "ReduceSum",
             "Relu",
+            "Resize",
             "Selu",
             "Sigmoid",
             "Softmax",
@@ -59,9 +55,9 @@ OPERATORS: dict[str, frozenset[str]] = {
         ],
         _FLOAT,
     ),
-    **dict.fromkeys(
-        ["Abs", "Add", "Div", "Max", "Min", "Mul", "Neg", "Sub", "Sum", "ReduceMax", "ReduceMin", "ReduceProd"], _NUMBER
-    ),
+    **dict.fromkeys(["HardSwish", "Mish"], _FLOAT - {"BFLOAT16"}),
+    **dict.fromkeys(["Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Pow", "Sub", "Sum"], _NUMBER),
+    **dict.fromkeys(["ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"], _NUMBER),
     **dict.fromkeys(
         [
             "Concat",
@@ -86,30 +82,59 @@ OPERATORS: dict[str, frozenset[str]] = {
     ),
     "Cast": _ANY | {"UINT8"},  # uint8 only as the network's input, and only into a Cast
     "QuantizeLinear": _FLOAT | {"INT8"},
-    "DequantizeLinear": _FLOAT | {"INT8", "INT32"},
+    "DequantizeLinear": _FLOAT | {"INT8"},
 }
+MOST_DIMENSIONS = 8
 
 
 def check_ops(proto: onnx.ModelProto) -> None:
     """VerificationError that names the first node TensorRT's parser would refuse. The graph must carry inferred types."""
-    types = tensor_types(proto)
-    initializers = {t.name for t in proto.graph.initializer} | {n.output[0] for n in proto.graph.node if n.op_type == "Constant"}
+    types, constants = tensor_types(proto), _constants(proto)
+    inputs, outputs = {v.name for v in proto.graph.input}, {v.name for v in proto.graph.output}
+    values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+    deep = {v.name for v in values if len(v.type.tensor_type.shape.dim) > MOST_DIMENSIONS}
     for node in proto.graph.node:
         allowed = OPERATORS.get(node.op_type)
         where = f"node {node.name} ({node.op_type})"
         if allowed is None:
-            raise VerificationError(f"{where}: TensorRT's ONNX parser does not have it", "replace it in the model by plain ops")
+            raise VerificationError(
+                f"{where}: not among the operators that are known to pass TensorRT's parser",
+                "replace it in the model by plain ops",
+            )
+        parameters = node.input[1:] if node.op_type.startswith(("Reduce", "Resize")) else ()  # axes; scales or sizes
         for name in (*node.input, *node.output):
-            kind = types.get(name, "") if name else ""
-            shape_like = kind in ("INT64", "INT32")  # axes, sizes, starts: parameters of the node, not its data
-            if kind and kind not in allowed and not shape_like:
+            kind = types.get(name, "")
+            between = kind == "UINT8" and name not in inputs and name not in outputs
+            if kind and name not in parameters and (kind not in allowed or between):
                 raise VerificationError(f"{where}: TensorRT's parser does not take {kind} there", "cast before that node")
-        if node.op_type == "Conv":
-            rank = len(next((t.dims for t in proto.graph.initializer if t.name == node.input[1]), [0] * 4))
-            if rank not in (4, 5):
-                raise VerificationError(f"{where}: TensorRT has 2-D and 3-D convolutions only", "add a unit dimension")
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2 and node.input[2] not in initializers:
-            raise VerificationError(f"{where}: the zero point is not a constant", "quantise symmetrically")
+            if name in deep:
+                raise VerificationError(f"{where}: TensorRT's tensors have {MOST_DIMENSIONS} dimensions at most", "merge some")
+        if node.op_type == "MaxPool":
+            dilations = next((list(a.ints) for a in node.attribute if a.name == "dilations"), [])
+            if len(node.output) > 1 or set(dilations) - {1}:
+                raise VerificationError(
+                    f"{where}: TensorRT's parser takes neither indices nor dilations there", "use plain pooling"
+                )
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale, *points = (constants.get(name) for name in node.input[1:] if name)
+            if any(point is None or point.any() for point in points):
+                raise VerificationError(f"{where}: TensorRT's parser takes constant zero points of 0", "quantise symmetrically")
+            if scale is not None and not (scale > 0).all():
+                raise VerificationError(f"{where}: a scale is not positive", "report this")
+
+
+def _constants(proto: onnx.ModelProto) -> dict[str, NDArray]:
+    """Those that scales and zero points may be."""
+    from onnx import numpy_helper
+
+    wanted = {
+        name for n in proto.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear") for name in n.input[1:] if name
+    }
+    tensors = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Constant":
+            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    return {name: numpy_helper.to_array(tensors[name]) for name in wanted & set(tensors)}
 
 
 def tensor_types(proto: onnx.ModelProto) -> dict[str, str]:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -6,7 +7,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from export_runs import make_card, trained
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dtkd_edge.errors import VerificationError
 from dtkd_edge.export import graph as graph_module
@@ -84,7 +85,8 @@ def test_two_exports_are_the_same_bytes(tiny: tuple, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in (
-    "tsm_mobilenetv2_035", "tsm_resnet18", "tsm_mobilenetv3_small_100", "tsm_efficientnet_b0", "tsm_resnet_tiny")])  # fmt: skip
+    "tsm_mobilenetv2_035", "tsm_resnet18", "tsm_mobilenetv3_small_100", "tsm_efficientnet_b0", "tsm_resnet_tiny",
+    "tsm_ecaresnet26t", "tsm_mixnet_s", "tsm_hrnet_w18_small")])  # fmt: skip
 def test_every_kind_of_student_exports_in_both_precisions(name: str, tmp_path: Path) -> None:
     model = build(name, 64)
     proto = to_onnx(model, make_card(model, LABELS), tmp_path / "m.onnx", batch=2)
@@ -156,18 +158,91 @@ def test_a_shift_by_slice_assignment_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "m.onnx").exists()
 
 
-def _graph(node: onnx.NodeProto, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    x, y = (helper.make_tensor_value_info(n, kind, [1, 3]) for n in "xy")
-    return helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 18)])
+def _graph(
+    *nodes: onnx.NodeProto, kind: int = TensorProto.FLOAT, shape: tuple[int, ...] = (1, 3), **constants: Any
+) -> onnx.ModelProto:
+    """x through the nodes to y."""
+    x, y = helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", kind, None)
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], tensors)
+    return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]))
+
+
+def _node(op: str, inputs: str, outputs: str = "y", **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), outputs.split(), name="n7", **attributes)
+
+
+def _pair(*, scale: float = 0.1, zero: np.generic = np.int8(0)) -> onnx.ModelProto:
+    pair = _node("QuantizeLinear", "x s z", "q"), _node("DequantizeLinear", "q s z")
+    return _graph(*pair, s=np.float32(scale), z=zero)
 
 
 @pytest.mark.parametrize(
-    ("op", "kind", "words"), [("Softsign", TensorProto.FLOAT, "does not have it"), ("Relu", TensorProto.DOUBLE, "DOUBLE")]
-)
-def test_what_tensorrt_lacks_is_named(op: str, kind: int, words: str) -> None:
+    ("graph", "words"),
+    [
+        (_graph(_node("NonMaxSuppression", "x x")), "not among the operators"),
+        (_graph(_node("Relu", "x"), kind=TensorProto.DOUBLE), "DOUBLE"),
+        (_graph(_node("MatMul", "x w"), kind=TensorProto.INT64, w=np.ones((3, 3), np.int64)), "INT64"),
+        (_graph(_node("Cast", "x", "u", to=TensorProto.UINT8), _node("Cast", "u", to=TensorProto.FLOAT)), "UINT8"),
+        (_graph(_node("Transpose", "x", perm=list(range(9))[::-1]), shape=(1,) * 9), "8 dimensions"),
+        (_graph(_node("MaxPool", "x", kernel_shape=[2, 2], dilations=[2, 2]), shape=(1, 1, 8, 8)), "dilations"),
+        (_graph(_node("MaxPool", "x", "y i", kernel_shape=[2, 2]), shape=(1, 1, 8, 8)), "indices|INT64"),
+        (_pair(zero=np.int8(3)), "zero points of 0"),
+        (_pair(scale=0.0), "not positive"),
+        (_graph(_node("DequantizeLinear", "x s"), kind=TensorProto.INT32, s=np.float32(1)), "INT32"),
+    ],
+)  # fmt: skip
+def test_what_tensorrt_refuses_is_named(graph: onnx.ModelProto, words: str) -> None:
     with pytest.raises(VerificationError, match=words) as caught:
-        check_ops(_graph(helper.make_node(op, ["x"], ["y"], name="n7"), kind))
+        check_ops(graph)
     assert "n7" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        _pair(),
+        _graph(_node("ReduceMean", "x axes"), axes=np.array([1])),
+        _graph(_node("Conv", "x w"), shape=(1, 3, 8), w=np.ones((2, 3, 3), np.float32)),
+        _graph(_node("MaxPool", "x", kernel_shape=[2, 2], dilations=[1, 1]), shape=(1, 1, 8, 8)),
+    ],
+)
+def test_what_tensorrt_takes_is_let_through(graph: onnx.ModelProto) -> None:
+    check_ops(graph)
+
+
+def test_a_batch_norm_behind_no_convolution_is_a_multiplication_and_an_addition() -> None:
+    rng = np.random.default_rng(0)
+    numbers = {name: rng.random(3, np.float32) + 0.5 for name in ("w", "b", "m", "v")}
+    proto = _graph(
+        helper.make_node("Relu", ["x"], ["r"]),
+        _node("BatchNormalization", "r w b m v", epsilon=0.1),
+        shape=(2, 3, 4, 5),
+        **numbers,
+    )
+    frames = rng.standard_normal((2, 3, 4, 5), np.float32)
+
+    def outcome() -> np.ndarray:
+        session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"x": frames})[0]
+
+    want = outcome()
+    assert graph_module.plain_norms(proto.graph) == 1 and graph_module.plain_norms(proto.graph) == 0
+    assert [node.op_type for node in proto.graph.node] == ["Relu", "Mul", "Add"]
+    assert len(proto.graph.initializer) == 2
+    np.testing.assert_allclose(outcome(), want, atol=1e-6)
+
+
+def test_a_resizes_scales_stay_float32_in_half_precision() -> None:
+    constants = {"w": np.ones((3, 3, 1, 1), np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}
+    nodes = [
+        helper.make_node(op, inputs, [output], name=op)
+        for op, inputs, output in (("Conv", ["x", "w"], "c"), ("Resize", ["c", "", "scales"], "r"), ("ReduceMean", ["r"], "y"))
+    ]
+    proto = _graph(*nodes, shape=(1, 3, 4, 4), **constants)
+    half = to_fp16(proto)
+    check_ops(half)
+    assert tensor_types(half) | {"scales": "FLOAT", "r": "FLOAT16"} == tensor_types(half)
 
 
 @pytest.mark.parametrize("mean", [(0.45, 0.45, 0.45), (0.485, 0.456, 0.406)])

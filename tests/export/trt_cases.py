@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+import traceback
 import types
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def test_a_failed_build_quotes_tensorrt_and_keeps_the_log(tmp_path: Path) -> Non
         build(stage, tmp_path)
     assert "out of memory" in (tmp_path / "build.log").read_text()
     assert not (tmp_path / "model.engine").exists()
+
+
+@pytest.mark.parametrize("options", [{"parses": False}, {"engine": None}, {}])
+def test_a_failed_build_keeps_none_of_tensorrts_objects(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The real ones, collected in the middle of another build, wait for a lock which that one holds."""
+    stage = Stage(**options)
+    stage.builder.num_DLA_cores = 0
+    with pytest.raises(DtkdEdgeError) as caught:
+        build(stage, tmp_path, **({} if options else {"dla": 0}))
+    theirs = {id(one) for one in (stage.builder, stage.config, stage.network, stage.parser)}
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)]
+    inside = [frame for frame in frames if frame.f_code.co_filename == builder_module.__file__]
+    assert inside and not [name for frame in inside for name, value in frame.f_locals.items() if id(value) in theirs]
 
 
 def test_compatible_engines_and_dla_cores(tmp_path: Path) -> None:
