@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, cast
@@ -13,11 +14,14 @@ from torch.nn import functional as F
 
 Triple = tuple[int, int, int]
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MOST = 2**31  # values of a tensor
 
 
 @lru_cache
 def _kernels() -> ModuleType | None:
-    """The Triton kernels; none without Triton, which comes with torch's builds for CUDA alone."""
+    """The Triton kernels; none without Triton, which comes with torch's builds for CUDA alone, or with DTKD_EDGE_KERNELS=0."""
+    if os.environ.get("DTKD_EDGE_KERNELS") == "0":
+        return None
     try:
         from dtkd_edge.models import depthwise_triton
     except ImportError:
@@ -55,18 +59,25 @@ def conv3d(x: Tensor, conv: nn.Conv3d, padding: Triple) -> Tensor:
 
 
 def _is_fast(x: Tensor, conv: nn.Conv3d) -> bool:
-    """Whether the kernels do this: on a GPU of CUDA, depthwise with one output a channel, without bias and dilation."""
+    """Whether the kernels do this: on a GPU of CUDA, depthwise with one output a channel, rows of 1 or 3 taps, no bias, no
+    dilation, and positions that 32 bit count."""
     return (
         x.is_cuda
         and torch.version.hip is None
+        and is_depthwise(conv)
         and conv.bias is None
-        and conv.groups == conv.in_channels == conv.out_channels
+        and conv.kernel_size[2] in (1, 3)
         and conv.dilation == (1, 1, 1)
         and conv.padding_mode == "zeros"
+        and x.numel() < _MOST
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and _kernels() is not None
     )
+
+
+def is_depthwise(conv: nn.Conv3d) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels
 
 
 class Conv3d(nn.Conv3d):
@@ -81,5 +92,5 @@ class Conv3d(nn.Conv3d):
 def replace_depthwise(model: nn.Module) -> None:
     """Every depthwise `nn.Conv3d` of a foreign network becomes ours, in place; its weights and its name stay."""
     for module in model.modules():
-        if type(module) is nn.Conv3d and module.groups == module.in_channels == module.out_channels > 1:
+        if type(module) is nn.Conv3d and is_depthwise(module):
             module.__class__ = Conv3d
