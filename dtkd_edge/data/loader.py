@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,8 @@ class Loader:
             for batch in self.batches(epoch):
                 yield self._collate([self.dataset.item(index, epoch) for index in batch])
             return
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="clips")
+        # A clip's scaling by all cores, times as many clips at once as there are workers, would be more threads than cores.
+        pool = ThreadPoolExecutor(workers, "clips", initializer=partial(torch.set_num_threads, 1))
         ahead: deque[list[Future[dict[str, Any]]]] = deque()
         depth = 2 + -(-2 * workers // self.batch_size)
         try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.models.base import Layout, ModelInfo, Tensors, VideoModel
+from dtkd_edge.models.depthwise import replace_depthwise
 from dtkd_edge.models.layouts import Pattern, substitute
 from dtkd_edge.models.registry import register
 from dtkd_edge.models.tv import TEACHER, TorchvisionModel, without_classifier
@@ -139,6 +140,7 @@ def mvit_v1_b(
         backbone.pos_encoding = PositionalEncoding(96, (side, side), length, rel_pos_embed=False)
         for table in backbone.pos_encoding.parameters():
             nn.init.trunc_normal_(table, std=0.02)
+    replace_depthwise(backbone)
     return MViTv1(info, heads, backbone, dropout)
 
 
@@ -149,6 +151,7 @@ def mvit_v2_s(
 ) -> VideoModel:  # fmt: skip
     info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(96, 192, 384), middle="stage3")
     backbone = without_classifier(name, "head", stochastic_depth_prob=stochastic_depth_prob)
+    replace_depthwise(backbone)
     return MViT(info, heads, backbone, dropout)
 
 

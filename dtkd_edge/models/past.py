@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dtkd_edge.models.depthwise import conv3d
+
 
 class PastConv3d(nn.Conv3d):
     """A 3-D convolution that sees the past only: in time k-1 zero frames stand in front and none behind."""
@@ -13,7 +15,7 @@ class PastConv3d(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:
         _, height, width = (int(n) for n in self.padding)
         x = F.pad(x, (0, 0, 0, 0, self.kernel_size[0] - 1, 0))
-        return F.conv3d(x, self.weight, self.bias, self.stride, (0, height, width), self.dilation, self.groups)
+        return conv3d(x, self, (0, height, width))
 
 
 class PastMean(nn.Module):

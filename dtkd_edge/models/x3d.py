@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtkd_edge.models.base import JointHeads, Layout, ModelInfo, Tensors, VideoModel
+from dtkd_edge.models.depthwise import Conv3d
 from dtkd_edge.models.layouts import Pattern, substitute
 from dtkd_edge.models.past import PastConv3d, PastMean
 from dtkd_edge.models.registry import register
@@ -33,7 +34,7 @@ def _conv(
     cin: int, cout: int, kernel: tuple[int, int, int] = (1, 1, 1), stride: int = 1, groups: int = 1, past: bool = False
 ) -> nn.Conv3d:
     """Padded to keep the size; the stride is one of space."""
-    kind = PastConv3d if past else nn.Conv3d
+    kind = PastConv3d if past else Conv3d
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return kind(cin, cout, kernel, (1, stride, stride), padding, groups=groups, bias=False)
 

@@ -43,6 +43,24 @@ def large(tmp_path: Path) -> Catalogue:
     return Catalogue("x", tmp_path, names, {"action": np.arange(3)}, {"action": ["a", "b", "c"]})
 
 
+def test_workers_scale_on_one_thread_each(clips: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, threads = training(clips), set()
+    read = dataset.item
+
+    def item(index: int, epoch: int) -> dict[str, Any]:
+        threads.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+        return read(index, epoch)
+
+    monkeypatch.setattr(dataset, "item", item)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert len(list(make_loader(dataset, 4, train=True, workers=2, seed=0))) == len(clips) // 4
+        assert threads == {(False, 1)} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_items(clips: Catalogue) -> None:
     item = training(clips)[9]
     assert item["frames"].shape == (8, 40, 40, 3)
