@@ -59,7 +59,7 @@ TORCH = {"torch", "torchvision", "timm", "safetensors"}
 # import name -> distribution, where they differ
 DISTRIBUTION = {"yaml": "pyyaml", "PIL": "pillow", "decord": "decord2", "cuda": "cuda-python", "cv2": "opencv"}
 # imported where present, never needed: inside functions only
-OPTIONAL = {"pynvml", "jtop", "cv2", "nncf", "matplotlib", "psutil"}
+OPTIONAL = {"pynvml", "jtop", "cv2", "nncf", "matplotlib", "psutil", "triton"}  # Triton comes with torch, on CUDA
 
 
 def modules() -> dict[str, Path]:
