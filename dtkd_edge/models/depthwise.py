@@ -60,16 +60,19 @@ def conv3d(x: Tensor, conv: nn.Conv3d, padding: Triple) -> Tensor:
 
 def _is_fast(x: Tensor, conv: nn.Conv3d) -> bool:
     """Whether the kernels do this: on a GPU of CUDA, depthwise with one output a channel, rows of 1 or 3 taps, no bias, no
-    dilation, and positions that 32 bit count."""
+    dilation, and positions that 32 bit count. Empty batches, and clips that do not fit the weight, are torch's affair."""
     return (
         x.is_cuda
         and torch.version.hip is None
+        and x.device == conv.weight.device
+        and x.ndim == 5
         and is_depthwise(conv)
+        and x.shape[1] == conv.in_channels
         and conv.bias is None
         and conv.kernel_size[2] in (1, 3)
         and conv.dilation == (1, 1, 1)
         and conv.padding_mode == "zeros"
-        and x.numel() < _MOST
+        and 0 < x.numel() < _MOST
         and not torch.compiler.is_exporting()
         and not torch.jit.is_tracing()
         and _kernels() is not None

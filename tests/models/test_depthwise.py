@@ -9,14 +9,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from dtkd_edge.models import create_model
-from dtkd_edge.models.depthwise import Conv3d, _Depthwise, is_depthwise
+from dtkd_edge.models.depthwise import Conv3d, _Depthwise, _is_fast, is_depthwise
 
 # channels, kernel, stride, padding, input: X3D's stem and blocks, MViT's pools, and what neither has
 CASES = [
@@ -99,6 +101,23 @@ def test_elsewhere_it_is_torchs_convolution() -> None:
     assert torch.equal(ours(x), theirs(x))
     same = Conv3d(6, 6, 3, padding="same", groups=6)
     assert torch.equal(same(x), F.conv3d(x, same.weight, same.bias, padding=1, groups=6))
+
+
+def test_what_the_kernels_do_not_do_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tensors that only say that they are on a GPU."""
+    monkeypatch.setattr("dtkd_edge.models.depthwise._kernels", lambda: pytest)
+    ours: dict[str, Any] = {"kernel_size": 3, "padding": 1, "groups": 6, "bias": False, "device": "cuda"}
+    size = (2, 6, 4, 9, 9)
+
+    def fast(shape: tuple[int, ...], on: str = "cuda", **options: Any) -> bool:
+        with FakeTensorMode():
+            return _is_fast(torch.empty(shape, device=on), Conv3d(6, 6, **{**ours, **options}))
+
+    assert fast(size) and fast(size, stride=(1, 2, 2)) and fast(size, kernel_size=1)
+    assert not fast(size, "cpu", device="cpu") and not fast(size, device="cpu")
+    others = [("bias", True), ("dilation", 2), ("groups", 3), ("kernel_size", 5), ("padding_mode", "replicate")]
+    assert not [name for name, value in others if fast(size, **{name: value})]
+    assert not [shape for shape in [(0, 6, 4, 9, 9), (6, 4, 9, 9), (2, 5, 4, 9, 9), (2, 6, 1024, 512, 512)] if fast(shape)]
 
 
 @pytest.mark.parametrize("name", ["x3d_xs", "mvit_v2_s"])
