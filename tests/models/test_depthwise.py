@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from dtkd_edge.models import create_model
+from dtkd_edge.models import create_model, depthwise
 from dtkd_edge.models.depthwise import Conv3d, _Depthwise, _is_fast, is_depthwise
 
 # channels, kernel, stride, padding, input: X3D's stem and blocks, MViT's pools, and what neither has
@@ -103,9 +104,22 @@ def test_elsewhere_it_is_torchs_convolution() -> None:
     assert torch.equal(same(x), F.conv3d(x, same.weight, same.bias, padding=1, groups=6))
 
 
+def test_without_a_compiler_it_is_torchs_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: object) -> torch.Tensor:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(depthwise, "_kernels", lambda: SimpleNamespace(forward=forward))
+    depthwise._works.cache_clear()
+    with pytest.warns(UserWarning, match=r"Failed to find C compiler.*gcc"):
+        assert not depthwise._works(torch.device("cpu"))
+    assert not depthwise._works(torch.device("cpu"))  # said once
+    depthwise._works.cache_clear()
+
+
 def test_what_the_kernels_do_not_do_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """By tensors that only say that they are on a GPU."""
-    monkeypatch.setattr("dtkd_edge.models.depthwise._kernels", lambda: pytest)
+    monkeypatch.setattr(depthwise, "_kernels", SimpleNamespace)
+    monkeypatch.setattr(depthwise, "_works", lambda device: True)
     ours: dict[str, Any] = {"kernel_size": 3, "padding": 1, "groups": 6, "bias": False, "device": "cuda"}
     size = (2, 6, 4, 9, 9)
 
