@@ -90,7 +90,7 @@ def _is_fast(x: Tensor, conv: nn.Conv3d) -> bool:
         and conv.dilation == (1, 1, 1)
         and conv.padding_mode == "zeros"
         and 0 < x.numel() < _MOST
-        and not torch.compiler.is_exporting()
+        and not torch.compiler.is_compiling()  # nor exporting: both trace what they can see through
         and not torch.jit.is_tracing()
         and _kernels() is not None
         and _works(x.device)

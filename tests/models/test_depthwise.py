@@ -132,6 +132,8 @@ def test_what_the_kernels_do_not_do_is_left_to_torch(monkeypatch: pytest.MonkeyP
     others = [("bias", True), ("dilation", 2), ("groups", 3), ("kernel_size", 5), ("padding_mode", "replicate")]
     assert not [name for name, value in others if fast(size, **{name: value})]
     assert not [shape for shape in [(0, 6, 4, 9, 9), (6, 4, 9, 9), (2, 5, 4, 9, 9), (2, 6, 1024, 512, 512)] if fast(shape)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fast(size)
 
 
 @pytest.mark.parametrize("name", ["x3d_xs", "mvit_v2_s"])
