@@ -29,6 +29,7 @@ CASES = [
     (8, (3, 3, 3), (1, 8, 8), (1, 1, 1), (1, 2, 17, 24)),
     (5, (3, 3, 3), (2, 2, 1), (0, 1, 1), (2, 5, 7, 6)),
     (6, (1, 3, 3), (1, 1, 3), (0, 0, 2), (3, 2, 3, 4)),
+    (3, (3, 3, 3), (1, 1, 1), (1, 1, 1), (2, 3, 9, 10)),  # the weight's gradient in several shares, the last one not full
 ]
 
 
@@ -82,8 +83,10 @@ def test_a_network_on_a_gpu_learns_as_on_the_cpu(name: str, monkeypatch: pytest.
         logits.float().square().sum().backward()
         return [logits.detach(), *[p.grad.clone() for p in model.parameters() if p.grad is not None]]
 
+    apply, taken = _Depthwise.apply, []
+    monkeypatch.setattr(_Depthwise, "apply", lambda *given: taken.append(1) or apply(*given))
     ours = learn()
-    assert any(isinstance(module, Conv3d) and is_depthwise(module) for module in model.modules())
+    assert len(taken) == sum(isinstance(module, Conv3d) and is_depthwise(module) for module in model.modules())
     with monkeypatch.context() as patch:
         patch.setattr("dtkd_edge.models.depthwise._kernels", lambda: None)
         theirs = learn()
