@@ -161,7 +161,7 @@ def plain_norms(graph: onnx.GraphProto) -> int:
     from onnx import helper, numpy_helper
 
     tensors = {t.name: t for t in graph.initializer}
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in graph.value_info}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
     nodes, found = [], 0
     for node in graph.node:
         if node.op_type != "BatchNormalization" or not all(name in tensors for name in node.input[1:]) or len(node.output) > 1:

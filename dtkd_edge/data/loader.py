@@ -64,6 +64,8 @@ class Loader:
                 yield self._collate([self.dataset.item(index, epoch) for index in batch])
             return
         # A clip's scaling by all cores, times as many clips at once as there are workers, would be more threads than cores.
+        # A thread that has computed nothing yet takes the count that any thread set last: the reader's own is settled before.
+        torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "clips", initializer=partial(torch.set_num_threads, 1))
         ahead: deque[list[Future[dict[str, Any]]]] = deque()
         depth = 2 + -(-2 * workers // self.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, cast
@@ -27,6 +28,22 @@ def _kernels() -> ModuleType | None:
     except ImportError:
         return None
     return depthwise_triton
+
+
+@lru_cache
+def _works(device: torch.device) -> bool:
+    """Whether they run there, or a warning why not: Triton needs a C compiler and Python's headers, and not too old a GPU."""
+    one = torch.zeros(1, 1, 1, 1, 1, device=device)
+    try:
+        cast(Any, _kernels()).forward(one, one, (1, 1, 1), (0, 0, 0))
+    except Exception as error:  # of many kinds: no compiler, a compiler that fails, a GPU that Triton does not know
+        warnings.warn(
+            f"Triton does not run here: {error}. Depthwise 3-D convolutions are cuDNN's; an X3D trains several times slower so. "
+            "Triton needs a C compiler and Python's headers (apt install gcc python3-dev); DTKD_EDGE_KERNELS=0 leaves it out",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 class _Depthwise(torch.autograd.Function):
@@ -60,19 +77,23 @@ def conv3d(x: Tensor, conv: nn.Conv3d, padding: Triple) -> Tensor:
 
 def _is_fast(x: Tensor, conv: nn.Conv3d) -> bool:
     """Whether the kernels do this: on a GPU of CUDA, depthwise with one output a channel, rows of 1 or 3 taps, no bias, no
-    dilation, and positions that 32 bit count."""
+    dilation, and positions that 32 bit count. Empty batches, and clips that do not fit the weight, are torch's affair."""
     return (
         x.is_cuda
         and torch.version.hip is None
+        and x.device == conv.weight.device
+        and x.ndim == 5
         and is_depthwise(conv)
+        and x.shape[1] == conv.in_channels
         and conv.bias is None
         and conv.kernel_size[2] in (1, 3)
         and conv.dilation == (1, 1, 1)
         and conv.padding_mode == "zeros"
-        and x.numel() < _MOST
-        and not torch.compiler.is_exporting()
+        and 0 < x.numel() < _MOST
+        and not torch.compiler.is_compiling()  # nor exporting: both trace what they can see through
         and not torch.jit.is_tracing()
         and _kernels() is not None
+        and _works(x.device)
     )
 
 

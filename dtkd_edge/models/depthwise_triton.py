@@ -126,10 +126,11 @@ def _taps(weight: Tensor) -> Tensor:
 def _run_spatial(x: Tensor, weight: Tensor, y: Tensor, stride: Triple, padding: Triple, backward: bool) -> Tensor:
     total = y.numel() // y.shape[1]
     grid = (triton.cdiv(total, _POSITIONS), triton.cdiv(y.shape[1], _CHANNELS))
-    _spatial[grid](
-        x, _taps(weight), y, total, *x.shape[2:], *y.shape[2:], y.shape[1], *weight.shape[2:], *stride, *padding,
-        BACKWARD=backward, BP=_POSITIONS, BC=_CHANNELS, num_warps=_WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
+        _spatial[grid](
+            x, _taps(weight), y, total, *x.shape[2:], *y.shape[2:], y.shape[1], *weight.shape[2:], *stride, *padding,
+            BACKWARD=backward, BP=_POSITIONS, BC=_CHANNELS, num_warps=_WARPS,
+        )  # fmt: skip
     return y
 
 
@@ -153,8 +154,9 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: Triple, pad
     share = triton.cdiv(triton.cdiv(total, shares), _POSITIONS) * _POSITIONS
     shares = triton.cdiv(total, share)
     part = torch.empty(shares, deep * high * wide, channels, device=x.device, dtype=torch.float32)
-    _weight[(deep * high, triton.cdiv(channels, _CHANNELS), shares)](
-        _last(x), _last(grad), part, total, share, *x.shape[2:], *grad.shape[2:], channels, *weight.shape[2:], *stride, *padding,
-        BP=_POSITIONS, BC=_CHANNELS, num_warps=_WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _weight[(deep * high, triton.cdiv(channels, _CHANNELS), shares)](
+            _last(x), _last(grad), part, total, share, *x.shape[2:], *grad.shape[2:], channels, *weight.shape[2:],
+            *stride, *padding, BP=_POSITIONS, BC=_CHANNELS, num_warps=_WARPS,
+        )  # fmt: skip
     return part.sum(0).t().reshape(weight.shape).to(weight.dtype)

@@ -61,6 +61,24 @@ def test_workers_scale_on_one_thread_each(clips: Catalogue, monkeypatch: pytest.
         torch.set_num_threads(before)
 
 
+def test_the_reader_keeps_its_threads(clips: Catalogue) -> None:
+    """Also one that has computed nothing before it reads."""
+    before, counts = torch.get_num_threads(), []
+
+    def read() -> None:
+        list(make_loader(training(clips), 4, train=True, workers=2, seed=0))
+        counts.append(torch.get_num_threads())
+
+    torch.set_num_threads(3)
+    try:
+        reader = threading.Thread(target=read)
+        reader.start()
+        reader.join()
+        assert counts == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_items(clips: Catalogue) -> None:
     item = training(clips)[9]
     assert item["frames"].shape == (8, 40, 40, 3)

@@ -233,6 +233,12 @@ def test_a_batch_norm_behind_no_convolution_is_a_multiplication_and_an_addition(
     np.testing.assert_allclose(outcome(), want, atol=1e-6)
 
 
+def test_a_batch_norm_of_the_input_becomes_that_too() -> None:
+    weights = {name: np.ones(3, np.float32) for name in ("w", "b", "m", "v")}
+    proto = _graph(_node("BatchNormalization", "x w b m v"), shape=(2, 3, 4), **weights)
+    assert graph_module.plain_norms(proto.graph) == 1
+
+
 def test_a_resizes_scales_stay_float32_in_half_precision() -> None:
     constants = {"w": np.ones((3, 3, 1, 1), np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}
     nodes = [

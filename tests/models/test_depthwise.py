@@ -9,14 +9,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from dtkd_edge.models import create_model
-from dtkd_edge.models.depthwise import Conv3d, _Depthwise, is_depthwise
+from dtkd_edge.models import create_model, depthwise
+from dtkd_edge.models.depthwise import Conv3d, _Depthwise, _is_fast, is_depthwise
 
 # channels, kernel, stride, padding, input: X3D's stem and blocks, MViT's pools, and what neither has
 CASES = [
@@ -26,6 +29,7 @@ CASES = [
     (8, (3, 3, 3), (1, 8, 8), (1, 1, 1), (1, 2, 17, 24)),
     (5, (3, 3, 3), (2, 2, 1), (0, 1, 1), (2, 5, 7, 6)),
     (6, (1, 3, 3), (1, 1, 3), (0, 0, 2), (3, 2, 3, 4)),
+    (3, (3, 3, 3), (1, 1, 1), (1, 1, 1), (2, 3, 9, 10)),  # the weight's gradient in several shares, the last one not full
 ]
 
 
@@ -79,8 +83,15 @@ def test_a_network_on_a_gpu_learns_as_on_the_cpu(name: str, monkeypatch: pytest.
         logits.float().square().sum().backward()
         return [logits.detach(), *[p.grad.clone() for p in model.parameters() if p.grad is not None]]
 
+    apply, taken = _Depthwise.apply, []
+
+    def counted(*given: Any) -> Any:
+        taken.append(1)
+        return apply(*given)
+
+    monkeypatch.setattr(_Depthwise, "apply", counted)
     ours = learn()
-    assert any(isinstance(module, Conv3d) and is_depthwise(module) for module in model.modules())
+    assert len(taken) == sum(isinstance(module, Conv3d) and is_depthwise(module) for module in model.modules())
     with monkeypatch.context() as patch:
         patch.setattr("dtkd_edge.models.depthwise._kernels", lambda: None)
         theirs = learn()
@@ -99,6 +110,38 @@ def test_elsewhere_it_is_torchs_convolution() -> None:
     assert torch.equal(ours(x), theirs(x))
     same = Conv3d(6, 6, 3, padding="same", groups=6)
     assert torch.equal(same(x), F.conv3d(x, same.weight, same.bias, padding=1, groups=6))
+
+
+def test_without_a_compiler_it_is_torchs_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: object) -> torch.Tensor:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(depthwise, "_kernels", lambda: SimpleNamespace(forward=forward))
+    depthwise._works.cache_clear()
+    with pytest.warns(UserWarning, match=r"Failed to find C compiler.*gcc"):
+        assert not depthwise._works(torch.device("cpu"))
+    assert not depthwise._works(torch.device("cpu"))  # said once
+    depthwise._works.cache_clear()
+
+
+def test_what_the_kernels_do_not_do_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By tensors that only say that they are on a GPU."""
+    monkeypatch.setattr(depthwise, "_kernels", SimpleNamespace)
+    monkeypatch.setattr(depthwise, "_works", lambda device: True)
+    ours: dict[str, Any] = {"kernel_size": 3, "padding": 1, "groups": 6, "bias": False, "device": "cuda"}
+    size = (2, 6, 4, 9, 9)
+
+    def fast(shape: tuple[int, ...], on: str = "cuda", **options: Any) -> bool:
+        with FakeTensorMode():
+            return _is_fast(torch.empty(shape, device=on), Conv3d(6, 6, **{**ours, **options}))
+
+    assert fast(size) and fast(size, stride=(1, 2, 2)) and fast(size, kernel_size=1)
+    assert not fast(size, "cpu", device="cpu") and not fast(size, device="cpu")
+    others: dict[str, Any] = {"bias": True, "dilation": 2, "groups": 3, "kernel_size": 5, "padding_mode": "replicate"}
+    assert not [name for name, value in others.items() if fast(size, "cuda", **{name: value})]
+    assert not [shape for shape in [(0, 6, 4, 9, 9), (6, 4, 9, 9), (2, 5, 4, 9, 9), (2, 6, 1024, 512, 512)] if fast(shape)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fast(size)
 
 
 @pytest.mark.parametrize("name", ["x3d_xs", "mvit_v2_s"])
