@@ -47,6 +47,8 @@ def _works(device: torch.device) -> bool:
 
 
 class _Depthwise(torch.autograd.Function):
+    """Differentiable once, and not by functorch; torch's own is asked with DTKD_EDGE_KERNELS=0."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Triple, padding: Triple) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -67,7 +69,7 @@ def conv3d(x: Tensor, conv: nn.Conv3d, padding: Triple) -> Tensor:
     """What `conv` makes of x `[B, C, T, H, W]` with this padding instead of its own."""
     if _is_fast(x, conv):
         weight = conv.weight
-        if torch.is_autocast_enabled("cuda"):
+        if torch.is_autocast_enabled("cuda") and x.dtype is not torch.float64:  # which autocast leaves alone
             half = torch.get_autocast_dtype("cuda")
             x, weight = x.to(half), weight.to(half)
         if x.dtype is weight.dtype and x.dtype in _TYPES:

@@ -24,7 +24,7 @@ from dtkd_edge.models.depthwise import Conv3d, _Depthwise, _is_fast, is_depthwis
 # channels, kernel, stride, padding, input: X3D's stem and blocks, MViT's pools, and what neither has
 CASES = [
     (24, (5, 1, 1), (1, 1, 1), (2, 0, 0), (1, 6, 4, 4)),
-    (54, (3, 3, 3), (1, 1, 1), (1, 1, 1), (2, 4, 6, 5)),
+    (22, (3, 3, 3), (1, 1, 1), (1, 1, 1), (2, 4, 6, 5)),
     (70, (3, 3, 3), (1, 2, 2), (1, 1, 1), (2, 3, 7, 6)),
     (8, (3, 3, 3), (1, 8, 8), (1, 1, 1), (1, 2, 17, 24)),
     (5, (3, 3, 3), (2, 2, 1), (0, 1, 1), (2, 5, 7, 6)),
@@ -72,7 +72,7 @@ def test_kernels_on_a_gpu(dtype: torch.dtype, tolerance: float) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["x3d_s", "mvit_v2_s"])
 def test_a_network_on_a_gpu_learns_as_on_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits and all gradients, and those under autocast near them; with and without the kernels."""
+    """Logits and all gradients with and without the kernels, and logits under autocast."""
     torch.manual_seed(0)
     model = create_model(name, 5, **({"frames": 4, "size": 64} if name == "x3d_s" else {})).cuda().eval()
     clips = torch.randn(2, 3, model.info.frames, model.info.size, model.info.size, device="cuda")
