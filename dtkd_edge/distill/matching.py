@@ -72,4 +72,5 @@ class Matching(nn.Module):
 
 def mean_distance(predictions: list[Tensor], targets: list[Tensor], kind: str) -> Tensor:
     """`feature_distance` averaged over pairs of taps, a scalar: as large for many taps as for one."""
-    return torch.stack([sdd.feature_distance(p, t, kind) for p, t in zip(predictions, targets, strict=True)]).mean()
+    ours, theirs = (torch.stack([sdd.to_places(x) for x in taps]) for taps in (predictions, targets))
+    return sdd.feature_distance(ours, theirs, kind)

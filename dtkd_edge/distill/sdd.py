@@ -78,7 +78,7 @@ def shrink_to_grid(features: Tensor, grid: Grid) -> Tensor:
     return to_grid(features, (min(shape[0], grid[0]), min(shape[1], grid[1]), min(shape[2], grid[2])))
 
 
-def _places(x: Tensor) -> Tensor:
+def to_places(x: Tensor) -> Tensor:
     """`[B, C, T, H, W]` → `[B, T·H·W, C]`; no copy where the channels are last in memory."""
     return x.flatten(2).transpose(1, 2)
 
@@ -132,7 +132,7 @@ class _Moments(NamedTuple):
 
 def _moments(features: Sequence[Tensor]) -> list[_Moments]:
     """Of several `[B, C, T, H, W]`, by one message. In two passes: torch's `var_mean` takes ten times as long on a CPU."""
-    places = [_places(x) for x in features]
+    places = [to_places(x) for x in features]
     own = [x.mean((0, 1)) for x in places]
     centred = [x - mean for x, mean in zip(places, own, strict=True)]
     widths = [len(mean) for mean in own]
@@ -143,14 +143,16 @@ def _moments(features: Sequence[Tensor]) -> list[_Moments]:
 @torch.no_grad()
 @full_precision
 def unit_variances(targets: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Each target `[B, C, T, H, W]` scaled to variance 1 (one factor for all its channels; one without variance stays as it
-    is), and of each, before, the mean over channels of the variance over batch and grid: near 0 where features have collapsed."""
-    scaled, variances = [], []
-    for target, (_, _, mean, variance) in zip(targets, _moments(targets), strict=True):
-        spread = variance.mean() + (mean - mean.mean()).square().mean()  # of all of the target's values
-        scaled.append(target * torch.where(spread > 1e-12, spread.clamp(min=1e-12).rsqrt(), torch.ones_like(spread)))
-        variances.append(variance.mean())
-    return scaled, variances
+    """Targets `[B, C, T, H, W]` of one shape, each scaled to variance 1 (one factor for all its channels; one without variance
+    stays as it is), and of each, before, the mean over channels of the variance over batch and grid: near 0 where features have
+    collapsed. All in one go: on a GPU such small operations cost their launches."""
+    places = torch.stack([to_places(x) for x in targets])
+    own = places.mean((1, 2))
+    mean, variance = batch_moments(own, (places - own[:, None, None]).square().mean((1, 2)))
+    spread = variance.mean(1) + (mean - mean.mean(1, keepdim=True)).square().mean(1)  # of all of a target's values
+    factor = torch.where(spread > 1e-12, spread.clamp(min=1e-12).rsqrt(), 1.0)
+    scaled = places * factor[:, None, None, None]
+    return [_on_grid(x, targets[0].shape[2:]) for x in scaled.unbind()], list(variance.mean(1).unbind())
 
 
 @torch.no_grad()
@@ -163,7 +165,7 @@ def explained(vit: Tensor, cnn: Tensor, ridge: float | None = None) -> Tensor:
     λ = ridge times the mean of Σ c cᵀ's diagonal; none: 0.01 + C / N, since with few places C channels would explain whatever
     there is (of noise, the share C / N).
     """
-    c, v = _places(cnn).flatten(0, 1), _places(vit).flatten(0, 1)
+    c, v = to_places(cnn).flatten(0, 1), to_places(vit).flatten(0, 1)
     within, across = batch_mean(c.T @ torch.cat([c, v], 1) / len(c)).tensor_split([c.shape[1]], 1)
     if ridge is None:
         ridge = 0.01 + c.shape[1] / (len(c) * ranks())
@@ -206,7 +208,7 @@ def _projected_to_grid(layer: nn.Conv3d, features: Tensor, grid: Grid) -> Tensor
     """A 1×1×1 convolution on the grid. The two commute, so that a grid finer than the features costs the few channels behind the
     convolution, and not the many in front of it."""
     read = shrink_to_grid(features, grid)
-    return to_grid(_on_grid(_pointwise(layer, _places(read)), read.shape[2:]), grid)
+    return to_grid(_on_grid(_pointwise(layer, to_places(read)), read.shape[2:]), grid)
 
 
 class NonLocal3d(nn.Module):
@@ -228,7 +230,7 @@ class NonLocal3d(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        places = _places(x)
+        places = to_places(x)
         query, key, value = (_pointwise(layer, places) for layer in (self.theta, self.phi, self.g))
         mixed = _pointwise(self.out, F.scaled_dot_product_attention(query, key, value, scale=1.0))
         return x + self.norm(_on_grid(mixed, x.shape[2:]))
@@ -283,7 +285,7 @@ class DeepBranch(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         x = self.reduce[1:](_projected_to_grid(cast(nn.Conv3d, self.reduce[0]), features, self.grid))
         x = self.squeeze_excite(self.non_local(self.time(self.space(x))))
-        return _on_grid(_pointwise(self.predict, _places(x)), self.grid)
+        return _on_grid(_pointwise(self.predict, to_places(x)), self.grid)
 
 
 class LinearMap(nn.Module):
