@@ -19,6 +19,19 @@ _PROGRAMS = 4096  # that the weight's gradient is spread over, at least: some ro
 
 
 @triton.jit
+def _source(to, tap, size, S: tl.constexpr, P: tl.constexpr, BACKWARD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Along one axis: where the values at `to` come from by that tap, and whether there is such a place."""
+    if BACKWARD:
+        place = to + P - tap
+        there = (place >= 0) & (place % S == 0)
+        place = place // S
+    else:
+        place = to * S - P + tap
+        there = place >= 0
+    return place, there & (place < size)
+
+
+@triton.jit
 def _spatial(x, w, y, total, d, h, wd, od, oh, ow, C: tl.constexpr,  # type: ignore[no-untyped-def]
              KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SD: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
              PD: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BACKWARD: tl.constexpr,
@@ -37,33 +50,15 @@ def _spatial(x, w, y, total, d, h, wd, od, oh, ow, C: tl.constexpr,  # type: ign
     n = p // (ow * oh * od)
     acc = tl.zeros((BP, BC), dtype=tl.float32)
     for kd in range(KD):
-        if BACKWARD:
-            a = t + PD - kd
-            frame = there & (a >= 0) & (a % SD == 0)
-            a = a // SD
-            frame = frame & (a < d)
-        else:
-            a = t * SD - PD + kd
-            frame = there & (a >= 0) & (a < d)
+        a, frame = _source(t, kd, d, SD, PD, BACKWARD)
+        frame = there & frame
         for kh in tl.static_range(KH):
-            if BACKWARD:
-                b = i + PH - kh
-                row = frame & (b >= 0) & (b % SH == 0)
-                b = b // SH
-                row = row & (b < h)
-            else:
-                b = i * SH - PH + kh
-                row = frame & (b >= 0) & (b < h)
+            b, row = _source(i, kh, h, SH, PH, BACKWARD)
+            row = frame & row
             base = ((n * d + a) * h + b) * wd
             for kw in tl.static_range(KW):
-                if BACKWARD:
-                    e = j + PW - kw
-                    inside = row & (e >= 0) & (e % SW == 0)
-                    e = e // SW
-                    inside = inside & (e < wd)
-                else:
-                    e = j * SW - PW + kw
-                    inside = row & (e >= 0) & (e < wd)
+                e, inside = _source(j, kw, wd, SW, PW, BACKWARD)
+                inside = row & inside
                 value = tl.load(x + ((base + e) * C)[:, None] + ch[None, :], mask=inside[:, None] & real[None, :], other=0.0)
                 weight = tl.load(w + ((kd * KH + kh) * KW + kw) * C + ch, mask=real, other=0.0)
                 acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
