@@ -171,11 +171,11 @@ def plain_norms(graph: onnx.GraphProto) -> int:
         weight, bias, mean, var = (numpy_helper.to_array(tensors[name]).astype("float64") for name in node.input[1:])
         scale = weight / (var + next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)) ** 0.5
         shape = (-1, *[1] * (ranks[node.input[0]] - 2))
-        out = node.output[0]  # new names from it: a node may have none of its own
+        out = f"{node.output[0]}_norm"  # from the output, since a node may have no name; a quantizer names its scale `output_scale`
         for name, value in (("scale", scale), ("shift", bias - mean * scale)):
             graph.initializer.append(numpy_helper.from_array(value.astype("float32").reshape(shape), f"{out}_{name}"))
         nodes.append(helper.make_node("Mul", [node.input[0], f"{out}_scale"], [f"{out}_scaled"], name=f"{out}_mul"))
-        nodes.append(helper.make_node("Add", [f"{out}_scaled", f"{out}_shift"], [out], name=f"{out}_add"))
+        nodes.append(helper.make_node("Add", [f"{out}_scaled", f"{out}_shift"], [node.output[0]], name=f"{out}_add"))
     if found:
         used = {name for node in nodes for name in node.input}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]

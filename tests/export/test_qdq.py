@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dtkd_edge.errors import DtkdEdgeError
+from dtkd_edge.export.graph import plain_norms
 from dtkd_edge.export.qdq import Quantizer
 
 
@@ -131,3 +132,21 @@ def test_a_graph_without_a_layer_is_refused() -> None:
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [out])
     with pytest.raises(DtkdEdgeError, match="no convolution or matrix product"):
         Quantizer(helper.make_model(graph), [])
+
+
+def test_a_norm_that_was_folded_keeps_its_numbers_beside_the_quantizers() -> None:
+    """The quantizer calls the scale of a tensor `x` `x_scale`: a name that a folded norm must not have taken."""
+    rng = np.random.default_rng(0)
+    proto = _network(rng.standard_normal((3, 4, 1, 1)).astype(np.float32), np.zeros(3, np.float32))
+    norm = helper.make_node("BatchNormalization", ["front", "n", "n", "n", "n"], ["normed"])
+    proto.graph.node.insert(1, norm)
+    proto.graph.node[2].input[0] = "normed"
+    proto.graph.initializer.append(numpy_helper.from_array(rng.uniform(0.5, 2, 4).astype(np.float32), "n"))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    feeds = _feeds(rng, 4, 1.0)
+    exact = _run(proto, feeds[0])
+    assert plain_norms(proto.graph) == 1
+    made = Quantizer(onnx.shape_inference.infer_shapes(proto), feeds).quantize()
+    names = [tensor.name for tensor in made.graph.initializer]
+    assert len(names) == len(set(names))
+    np.testing.assert_allclose(_run(made, feeds[0]), exact, atol=0.05 * np.abs(exact).max())
