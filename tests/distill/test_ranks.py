@@ -11,7 +11,14 @@ import torch
 from dtkd_edge.distill.ranks import batch_mean, gather_batch
 from dtkd_edge.distill.rivals import dist_loss
 from dtkd_edge.distill.rkd import relational_loss
-from dtkd_edge.distill.sdd import FixedProjection, feature_distance, project_standardised, residual, unit_variances
+from dtkd_edge.distill.sdd import (
+    DeepBranch,
+    FixedProjection,
+    feature_distance,
+    project_standardised,
+    residual,
+    unit_variances,
+)
 
 
 def rkd(student, teacher):
@@ -29,12 +36,22 @@ def sdd(student, teacher):
     return feature_distance(student[:, :3].reshape(-1, 3, 1, 1, 1), unit_variances([residual(vit, cnn)])[0][0])
 
 
+def deep_branch(student, teacher):
+    """Whose norms are of each clip by itself."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        branch = DeepBranch(3, 2, hidden=4, grid=(2, 1, 1)).double()
+    torch.nn.init.ones_(branch.non_local.norm.weight)
+    target = unit_variances([teacher[:, :4].reshape(-1, 2, 2, 1, 1)])[0][0]
+    return feature_distance(branch(student.reshape(-1, 3, 2, 1, 1)), target)
+
+
 def test_nothing_changes_in_one_process():
     x = torch.randn(3, 4)
     assert gather_batch(x) is x and batch_mean(x) is x
 
 
-LOSSES = [rkd, dist, sdd]
+LOSSES = [rkd, dist, sdd, deep_branch]
 BATCH = 6
 
 
