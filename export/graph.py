@@ -171,7 +171,7 @@ def plain_norms(graph: onnx.GraphProto) -> int:
         weight, bias, mean, var = (numpy_helper.to_array(tensors[name]).astype("float64") for name in node.input[1:])
         scale = weight / (var + next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)) ** 0.5
         shape = (-1, *[1] * (ranks[node.input[0]] - 2))
-        out = f"{node.output[0]}_norm"  # from the output, since a node may have no name; a quantizer names its scale `output_scale`
+        out = f"{node.output[0]}_norm"  # a node may have no name; and a quantizer calls the scale of x `x_scale`
         for name, value in (("scale", scale), ("shift", bias - mean * scale)):
             graph.initializer.append(numpy_helper.from_array(value.astype("float32").reshape(shape), f"{out}_{name}"))
         nodes.append(helper.make_node("Mul", [node.input[0], f"{out}_scale"], [f"{out}_scaled"], name=f"{out}_mul"))

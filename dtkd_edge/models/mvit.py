@@ -6,6 +6,7 @@ Fan et al.: Multiscale Vision Transformers, ICCV 2021; Li et al.: MViTv2, CVPR 2
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,14 +134,13 @@ def mvit_v1_b(
     from torchvision.models.video.mvit import PositionalEncoding
 
     info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(192, 384, 768), middle="stage3")
-    backbone = without_classifier(name, "head", stochastic_depth_prob=stochastic_depth_prob)
+    backbone = _backbone(name, stochastic_depth_prob)
     # torchvision builds it for 16 × 224² only. What its patches of 2 × 4² make of a clip:
     length, side = math.ceil(info.frames / 2), math.ceil(info.size / 4)
     if (length, side) != (8, 56):
         backbone.pos_encoding = PositionalEncoding(96, (side, side), length, rel_pos_embed=False)
         for table in backbone.pos_encoding.parameters():
             nn.init.trunc_normal_(table, std=0.02)
-    replace_depthwise(backbone)
     return MViTv1(info, heads, backbone, dropout)
 
 
@@ -150,9 +150,18 @@ def mvit_v2_s(
     dropout: float = 0.5, stochastic_depth_prob: float = 0.2,
 ) -> VideoModel:  # fmt: skip
     info = ModelInfo(name, TEACHER, frames=frames or 16, size=size or 224, stride=4, taps=_taps(96, 192, 384), middle="stage3")
+    backbone = _backbone(name, stochastic_depth_prob)
+    return MViT(info, heads, backbone, dropout)
+
+
+def _backbone(name: str, stochastic_depth_prob: float) -> Any:
+    """torchvision's network with its weights' names, on our depthwise convolutions and attention."""
+    from dtkd_edge.models.mvit_attention import replace_attention
+
     backbone = without_classifier(name, "head", stochastic_depth_prob=stochastic_depth_prob)
     replace_depthwise(backbone)
-    return MViT(info, heads, backbone, dropout)
+    replace_attention(backbone)
+    return backbone
 
 
 def _taps(*stages: int) -> dict[str, int]:

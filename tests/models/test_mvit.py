@@ -1,5 +1,6 @@
 """MViT against torchvision's and pytorchvideo's networks: published names load whole, positions of another grid are scaled."""
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import get_model
+from torchvision.models.video.mvit import MultiscaleAttention
 
 from dtkd_edge.models import VideoModel, create_model
+from dtkd_edge.models.mvit_attention import replace_attention
 from dtkd_edge.models.weights import fit, load_weights
 
 # torchvision's names → PySlowFast's
@@ -158,3 +161,45 @@ def test_mvits_class_token_is_no_feature(name: str) -> None:
     assert features["tokens"].shape == (2, 768, 2, 2, 2)  # 64 / 32
     assert features["stage1"].shape[2:] == (2, math.ceil(62 / 4), 16)
     assert model.info.last_tap == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("grid", "pools"),
+    [((2, 7, 7), ((1, 1, 1), (1, 1, 1))), ((4, 8, 6), ((1, 1, 1), (1, 4, 4))), ((3, 8, 8), ((1, 2, 2), (1, 1, 1)))],
+    ids=["a key per query", "fewer keys", "fewer queries"],
+)
+@pytest.mark.parametrize(("with_class", "relative"), [(True, True), (False, True), (True, False)])
+def test_fused_attention_is_torchvisions(grid: Any, pools: Any, with_class: bool, relative: bool) -> None:
+    """Outputs and all gradients, in float64, with positions that weigh as much as what is seen."""
+    torch.manual_seed(0)
+    queries, keys = ([3, 3, 3], list(pools[0])), ([3, 3, 3], list(pools[1]))
+    sizes = {"kernel_q": queries[0], "stride_q": queries[1], "kernel_kv": keys[0], "stride_kv": keys[1]}
+    theirs = MultiscaleAttention(
+        list(grid), 20, 24, 2, residual_pool=True, residual_with_cls_embed=with_class, rel_pos_embed=relative, **sizes
+    ).double()
+    for table in (theirs.rel_pos_t, theirs.rel_pos_h, theirs.rel_pos_w) if relative else ():
+        nn.init.normal_(table)
+    ours = copy.deepcopy(theirs)
+    replace_attention(ours)
+    assert type(ours) is not type(theirs) and ours.state_dict().keys() == theirs.state_dict().keys()
+    outputs = []
+    for attention in (theirs, ours):
+        tokens = torch.randn(2, 1 + math.prod(grid), 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        out, pooled = attention(tokens.requires_grad_(), grid)
+        out.square().sum().backward()
+        outputs.append([out, tokens.grad, *(p.grad for p in attention.parameters()), torch.tensor(pooled)])
+    assert outputs[0][0].std() > 0.1
+    for want, got in zip(*outputs, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_fused_attention_scales_its_tables_as_torchvision_does() -> None:
+    """To a grid that is not the one it was made for."""
+    torch.manual_seed(0)
+    theirs = MultiscaleAttention([8, 14, 14], 16, 16, 1, [], [3, 3, 3], [], [1, 2, 2], True, False, True)
+    for table in (theirs.rel_pos_t, theirs.rel_pos_h, theirs.rel_pos_w):
+        nn.init.normal_(table)
+    ours = copy.deepcopy(theirs)
+    replace_attention(ours)
+    tokens = torch.randn(1, 1 + 3 * 9 * 10, 16)
+    torch.testing.assert_close(ours(tokens, (3, 9, 10))[0], theirs(tokens, (3, 9, 10))[0])
