@@ -26,6 +26,7 @@ from dtkd_edge.deploy.session import Session, artifacts_beside, local_sources
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, MissingDevice, UsageError
+from dtkd_edge.files import check_suffix
 
 VIEWS = ("web", "window", "none")
 GOODBYE_S = 1.0  # the page learns of the end before the server goes
@@ -115,7 +116,10 @@ def demo(
 
 
 def _check_files(sources: list[str], record: Path | None, events: Path | None) -> None:
-    """UsageError where a file would be written over one that is read, or over the other one that is written."""
+    """UsageError for a recording that is no mp4 by its name, and where a file would be written over one that is read, or over the
+    other one that is written."""
+    if record is not None:
+        check_suffix("--record", record, ".mp4")
     taken = {f"--source {name}": Path(name) for name in sources}
     for option, path in (("--record", record), ("--events", events)):
         if path is None:

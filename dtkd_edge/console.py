@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dtkd_edge.files import write_text
+from dtkd_edge.files import check_output, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +47,12 @@ def write_result(value: Any, where: str) -> None:
         sys.stdout.flush()
     else:
         write_text(Path(where), text)
+
+
+def check_result(where: str | None) -> None:
+    """Before a long work: InputError where `write_result` could not write in the end."""
+    if where is not None and where != "-":
+        check_output("--json", Path(where))
 
 
 class Bar(Protocol):

@@ -92,6 +92,27 @@ def test_bad_input_exits_3_with_two_lines(main: Main, tmp_path: Path, args: list
     assert not list((tmp_path / "here").iterdir()), "a refused command leaves nothing behind"
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["eval", "--confusion", "x.pdf"], 2, "--confusion x.pdf: writes .png or .csv only"),
+        (["data", "check", "--sheet", "x.foo"], 2, "--sheet x.foo: writes .png only"),
+        (["demo", "--record", "rec.AVI"], 2, "--record rec.AVI: writes .mp4 only"),
+        (["eval", "--confusion", "file/x.png"], 3, "--confusion file/x.png: a file stands where a folder is needed"),
+        (["eval", "--json", "file/x.json"], 3, "--json file/x.json: a file stands where a folder is needed"),
+        (["eval", "--splits", "1", "--json", "/proc/x.json"], 3, "--json /proc/x.json: not writable"),
+        (["data", "check", "--sheet", "/proc/x.png"], 3, "--sheet /proc/x.png: not writable"),
+        (["data", "check", "--json", "."], 3, "--json .: is a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_said_before_the_work(main: Main, args: list[str], code: int, message: str) -> None:
+    Path("file").write_text("")
+    ended, out, err = main(*args)
+    error, fix = err.splitlines()
+    assert (ended, out, error) == (code, "", f"error: {message}")
+    assert fix.startswith("  fix: ") and "--out" not in fix
+
+
 def test_debug_shows_the_traceback_anywhere_on_the_line(main: Main) -> None:
     for args in (["--debug", "export"], ["export", "--debug"]):
         code, _, err = main(*args)
