@@ -106,6 +106,7 @@ def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None
     [
         (["--source", "97"], 4, "--source 97: no camera there"),
         (["--source", "nothing.mp4"], 3, "nothing.mp4: no such file"),
+        (["--source", "/proc/self"], 3, "--source /proc/self: is a folder"),
         (["--source", "pattern", "--view", "tv"], 2, "--view tv"),
         (["--source", "browser", "--view", "none"], 2, "--source browser needs --view web"),
         (["--source", "rtsp://127.0.0.1:9/live"], 4, "rtsp://127.0.0.1:9/live: cannot be opened"),
