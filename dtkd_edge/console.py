@@ -35,7 +35,9 @@ def print_table(table: Table) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
     if table.title:  # as wide as its title, which would be folded over a narrow table
         table.min_width = min(len(str(table.title)), console.width)
-    console.print(table)
+    with console.capture() as lines:
+        console.print(table)
+    print(lines.get(), end="", flush=True)  # rich would end the program itself where the reader has left
 
 
 def write_result(value: Any, where: str) -> None:
