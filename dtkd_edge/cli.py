@@ -18,7 +18,6 @@ from dtkd_edge.exits import ended_by_others, goes_on, reported
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
 
 
-
 class _Group(TyperGroup):
     """typer would end Ctrl-C and a closed pipe in its own way, without a word or with the wrong code."""
 

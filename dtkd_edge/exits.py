@@ -39,7 +39,7 @@ def goes_on(how: str) -> Iterator[None]:
 
 @contextmanager
 def ended_by_others() -> Iterator[None]:
-    """Ctrl-C: one line, exit code 130. A reader of standard output that left (`| head`): not a word, 141, as of other programs."""
+    """Ctrl-C: one line, exit code 130. A reader of standard output that left (`| head`): not a word, 141, as others do."""
     try:
         yield
         print(end="", flush=True)  # a reader that left is noticed now, not by the interpreter on its way out
