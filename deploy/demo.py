@@ -27,6 +27,7 @@ from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, MissingDevice, UsageError
 from dtkd_edge.files import check_suffix
+from dtkd_edge.fonts import say_boxes
 
 VIEWS = ("web", "window", "none")
 GOODBYE_S = 1.0  # the page learns of the end before the server goes
@@ -88,6 +89,8 @@ def demo(
             log = EventLog(events, session.about)
             pipeline.listeners.append(log)
             stack.callback(log.close)
+        if record is not None or view == "window":
+            say_boxes(label for labels in classifier.labels.values() for label in labels)
         recorder = None if record is None else Recorder(record, pipeline)
         stack.callback(session.stop)  # callbacks run backwards: it ends the last event while the log is still open
         if recorder is not None:

@@ -24,6 +24,7 @@ GROUND = (
     "decoder",
     "video",
     "frames",
+    "fonts",
     "recipe",
     "recipe_reader",
     "runs",
