@@ -44,9 +44,8 @@ def fastest(request: Request, build: Callable[[Request], Artifact]) -> Path:
     for artifact, taken in zip(made, ms, strict=True):
         say(_line(artifact, taken, plain))
     best = made[int(np.argmin(ms))]
-    (
-        best.folder / MANIFEST
-    ).touch()  # of a run's artefacts predict, demo and doctor take the newest: this one, until the next export
+    # Of a run's artefacts predict, demo and doctor take the newest: from now on this one, until the next export.
+    (best.folder / MANIFEST).touch()
     say(f"fastest that holds the gate: {best.manifest.effective_precision}, {best.folder}")
     return best.folder
 
