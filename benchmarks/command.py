@@ -19,6 +19,7 @@ from dtkd_edge.benchmarks.report import legend, markdown, table
 from dtkd_edge.benchmarks.scenarios import Budget, find_scenarios
 from dtkd_edge.console import output_width, print_table, say, write_result
 from dtkd_edge.errors import DtkdEdgeError, InputError, MissingDevice, UsageError
+from dtkd_edge.exits import goes_on
 from dtkd_edge.files import write_text
 
 
@@ -76,20 +77,19 @@ def bench(
     if not any(job.artifacts for job in jobs):
         raise jobs[0].broken[0][1]
     again = resume is False or (resume is None and matrix is None)
+    resuming = "the same command" + (" without --again" if resume is False else "" if matrix else " with --resume")
+    resuming += " measures only what is missing"
     rows = _Rows(output, again)
     try:
-        for job in jobs:
-            _run(job, rows, alone=len(jobs) == 1)
+        with goes_on(resuming):
+            for job in jobs:
+                _run(job, rows, alone=len(jobs) == 1)
     finally:  # Ctrl-C keeps and shows the rows that are whole
         if rows.records:
             _show(rows.records, json)
             rows.say_files()
             _write(rows, report, md)
-    _verdict(
-        rows.records,
-        [d for job in jobs for d in job.devices],
-        " without --again" if resume is False else "" if matrix else " with --resume",
-    )
+    _verdict(rows.records, [d for job in jobs for d in job.devices], resuming)
     return rows.records
 
 
@@ -204,14 +204,14 @@ def _run(job: Job, rows: _Rows, *, alone: bool) -> None:
         rows.emit(missing)
 
 
-def _verdict(records: list[Record], devices: list[str], resume: str) -> None:
+def _verdict(records: list[Record], devices: list[str], resuming: str) -> None:
     """The error that the exit code stands for, if any."""
     kinds: dict[str, type[DtkdEdgeError]] = {"failed": InputError, "lost": MissingDevice}
     for state, kind in kinds.items():
         bad = [r for r in records if r.status == state]
         if bad:
             words = f"{len(bad)} of {len(records)} rows {state}: {bad[0].reason}"
-            raise kind(words, f"see the table; the same command{resume} measures only what is missing")
+            raise kind(words, f"see the table; {resuming}")
     if records and not any(r.status == "ok" for r in records):
         words = f"nothing here runs on {', '.join(dict.fromkeys(devices))}: {records[0].reason}"
         raise MissingDevice(words, "see the table for each; and: dtkd-edge doctor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -195,6 +196,21 @@ class Record(_Part):
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", by_alias=True)
+
+
+def input_of(record: Record) -> str:
+    """The clips that a row's accuracy is of; of a row without accuracy, what it was fed."""
+    if record.accuracy is None:
+        return record.input_source
+    return f"{record.accuracy.n} clip{'' if record.accuracy.n == 1 else 's'} of {record.accuracy.data}"
+
+
+def several_inputs(records: Sequence[Record]) -> bool:
+    """Whether these rows are of more than one data set, or of more and of fewer clips of one: a run's page keeps those of all
+    its benches."""
+    ok = [r for r in records if r.status == "ok"]
+    sources = {r.accuracy.data if r.accuracy else r.input_source for r in ok} - {""}
+    return len(sources) > 1 or len({r.accuracy.n for r in ok if r.accuracy}) > 1
 
 
 def identity(artifact: str, asked: Asked, host: str | None, scenario: str, tools: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from dtkd_edge.benchmarks.queries import included
-from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, HeadAccuracy, Record
+from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, HeadAccuracy, Record, input_of, several_inputs
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.console import PIPE_WIDTH
 
@@ -151,13 +151,16 @@ def cells(record: Record) -> tuple[str, ...]:
 
 
 def shown(records: Sequence[Record]) -> list[Record]:
-    """The records as rows: those of one artefact and device that are not ok for one reason are one, with all its scenarios."""
+    """The records as rows: those of one artefact and device that are not ok for one reason are one, with all its scenarios. Where
+    rows are of several inputs, each says its own."""
     rows: dict[object, Record] = {}
+    several = several_inputs(records)
     for number, record in enumerate(records):
         key = (record.label, record.device.name, record.device.host, record.status, record.reason)
         alike = rows.get(key) if record.status != "ok" else None
         names = f"{alike.scenario}, {record.scenario}" if alike else record.scenario
-        rows[number if record.status == "ok" else key] = record.model_copy(update={"scenario": names})
+        notes = [*([f"on {input_of(record)}"] if several and input_of(record) else []), *record.notes]
+        rows[number if record.status == "ok" else key] = record.model_copy(update={"scenario": names, "notes": notes})
     return list(rows.values())
 
 
@@ -202,10 +205,11 @@ def legend(records: list[Record]) -> list[str]:
 def agreement_line(records: list[Record]) -> list[str]:
     """How often an artefact names the class that the torch student does: on the data's clips, or else at its export."""
     shares: dict[str, None] = {}
+    asked = {r.label for r in records if r.accuracy and r.accuracy.agreement is not None}
     for r in records:
         if r.accuracy and r.accuracy.agreement is not None:
             shares[f"{r.label} {100 * r.accuracy.agreement:.1f} % of {r.accuracy.agreement_n}"] = None
-        elif r.agreement is not None:
+        elif r.agreement is not None and r.label not in asked:
             shares[f"{r.label} {100 * r.agreement:.1f} % at its export"] = None
     return [f"Same class as the torch student: {', '.join(shares)}."] if shares else []
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dtkd_edge.console import say
 from dtkd_edge.deploy.classifier import Classifier, Prediction, is_artifact_or_run, load_newest
 from dtkd_edge.deploy.demo import demo
-from dtkd_edge.errors import UsageError, VideoError
+from dtkd_edge.errors import InputError, UsageError, VideoError
 from dtkd_edge.video import core_taken
 
 __all__ = ["demo", "predict"]
@@ -32,7 +32,13 @@ def predict(paths: list[Path], *, json: bool = False, top: int = 5, device: str 
     A video that does not decode is reported and the rest go on; at the end that is a VideoError (exit code 3).
     """
     first_is_model = _is_model(paths)
-    videos = [video for path in paths[first_is_model:] for video in (_videos(path) if path.is_dir() else [path])]
+    given = {path: _videos(path) if path.is_dir() else [path] for path in paths[first_is_model:]}
+    videos = [video for found in given.values() for video in found]
+    for folder in (path for path, found in given.items() if not found):
+        error = _no_videos(folder)
+        if not videos:
+            raise error
+        say(error.message)
     if not videos:
         raise UsageError("no video to predict", "usage: dtkd-edge predict [ARTIFACT] VIDEO...")
     with load_newest(paths[:first_is_model], device=device) as classifier:
@@ -60,6 +66,12 @@ def _is_model(paths: list[Path]) -> bool:
         return True
     video = first.is_file() or first.suffix.lower() in VIDEO_SUFFIXES or (first.is_dir() and bool(_videos(first)))
     return len(paths) > 1 and not video
+
+
+def _no_videos(folder: Path) -> InputError:
+    inside = next((path for path in sorted(folder.iterdir()) if path.is_dir()), None)
+    hint = "name a folder with videos in it" if inside is None else f"name the folders that hold videos, such as {inside}"
+    return InputError(f"{folder}: no video in this folder; sub-folders are not searched", hint)
 
 
 def _videos(folder: Path) -> list[Path]:

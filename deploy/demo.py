@@ -26,6 +26,8 @@ from dtkd_edge.deploy.session import Session, artifacts_beside, local_sources
 from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.webhook import Webhook
 from dtkd_edge.errors import MissingDependency, MissingDevice, UsageError
+from dtkd_edge.files import check_suffix
+from dtkd_edge.fonts import say_boxes
 
 VIEWS = ("web", "window", "none")
 GOODBYE_S = 1.0  # the page learns of the end before the server goes
@@ -55,9 +57,10 @@ def demo(
     loop: play a file again and again; by default that is so in the web view when nothing is recorded and the file is not read
     fast. source_options.fast: a file as fast as it goes, with a label for each step of the clip and no frame dropped.
     """
+    sources = [source] if isinstance(source, str) else list(source)
+    _check_files(sources, record, events)
     if view not in VIEWS:
         raise UsageError(f"--view {view}: no such view", f"one of: {', '.join(VIEWS)}")
-    sources = [source] if isinstance(source, str) else list(source)
     if len(sources) > 1 and view != "web":
         raise UsageError(f"--source is given {len(sources)} times: only the page can switch", "give one, or use --view web")
     if "browser" in sources and view != "web":
@@ -86,6 +89,8 @@ def demo(
             log = EventLog(events, session.about)
             pipeline.listeners.append(log)
             stack.callback(log.close)
+        if record is not None or view == "window":
+            say_boxes(label for labels in classifier.labels.values() for label in labels)
         recorder = None if record is None else Recorder(record, pipeline)
         stack.callback(session.stop)  # callbacks run backwards: it ends the last event while the log is still open
         if recorder is not None:
@@ -111,6 +116,21 @@ def demo(
         f"{grabber.grabbed} frames, {grabber.dropped} dropped, {ages.count} labels, "
         f"age p50 {ages.percentile(50) * 1000:.0f} ms, p90 {ages.percentile(90) * 1000:.0f} ms"
     )
+
+
+def _check_files(sources: list[str], record: Path | None, events: Path | None) -> None:
+    """UsageError for a recording that is no mp4 by its name, and where a file would be written over one that is read, or over the
+    other one that is written."""
+    if record is not None:
+        check_suffix("--record", record, ".mp4")
+    taken = {f"--source {name}": Path(name) for name in sources}
+    for option, path in (("--record", record), ("--events", events)):
+        if path is None:
+            continue
+        for other, there in taken.items():
+            if path.resolve() == there.resolve() or (path.is_file() and there.is_file() and path.samefile(there)):
+                raise UsageError(f"{option} {path}: the same file as {other}", "give it another name")
+        taken[f"{option} {path}"] = path
 
 
 Show = Callable[[threading.Event, Callable[[], None]], None]  # (ends when this is set, to be called when all is up)

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from dtkd_edge.deploy.classifier import Classifier, load
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "annotations"})
+
+
 def __getattr__(name: str) -> Any:
     if name in ("Classifier", "load"):
         from dtkd_edge.deploy import classifier

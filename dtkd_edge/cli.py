@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dtkd_edge import __version__
 from dtkd_edge.errors import UsageError
-from dtkd_edge.exits import reported
+from dtkd_edge.exits import ended_by_others, goes_on, reported
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
+
+
+class _Group(TyperGroup):
+    """typer would end Ctrl-C and a closed pipe in its own way, without a word or with the wrong code."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:  # --help and --version end here
+        with ended_by_others():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        with ended_by_others():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="dtkd-edge",
+    cls=_Group,
     help="Train a light video CNN from a ViT and a CNN teacher, export it, measure it, run it live.",
     no_args_is_help=True,
     add_completion=False,
@@ -27,6 +42,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Check and make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
+_WHERE_IT_STOPPED = "the same command goes on where it stopped"
 _METHODS = "ce,kd-vit,kd-cnn,kd-mean,dtkd"
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=V", help="Change a recipe's value; repeatable.")]
 
@@ -362,7 +378,8 @@ def data_check(
     """Read every clip of a data set: counts, broken files, class balance, copies, decoding speed."""
     from dtkd_edge.data.check import check
 
-    check(recipe, overrides=set_ or [], json=json, sheet=sheet, sums=sums)
+    with goes_on(_WHERE_IT_STOPPED):
+        check(recipe, overrides=set_ or [], json=json, sheet=sheet, sums=sums)
 
 
 @data_app.command("pack")
@@ -389,9 +406,11 @@ def data_pack(
         from dtkd_edge.data.pack_shards import pack_shards
 
         options = Settings(short, crf, keyframes)
-        pack_shards(recipe, out, overrides=set_ or [], settings=options, per_shard=shards, copy=copy, jobs=jobs, json=json)
+        with goes_on(_WHERE_IT_STOPPED):
+            pack_shards(recipe, out, overrides=set_ or [], settings=options, per_shard=shards, copy=copy, jobs=jobs, json=json)
         return
-    pack(recipe, out, overrides=set_ or [], settings=Settings(short, crf, keyframes), jobs=jobs, json=json)
+    with goes_on(_WHERE_IT_STOPPED):
+        pack(recipe, out, overrides=set_ or [], settings=Settings(short, crf, keyframes), jobs=jobs, json=json)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dtkd_edge.files import write_text
+from dtkd_edge.files import check_output, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,9 @@ def print_table(table: Table) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH, no_color=True)
     if table.title:  # as wide as its title, which would be folded over a narrow table
         table.min_width = min(len(str(table.title)), console.width)
-    console.print(table)
+    with console.capture() as lines:
+        console.print(table)
+    print(lines.get(), end="", flush=True)  # rich would end the program itself where the reader has left
 
 
 def write_result(value: Any, where: str) -> None:
@@ -47,6 +49,12 @@ def write_result(value: Any, where: str) -> None:
         sys.stdout.flush()
     else:
         write_text(Path(where), text)
+
+
+def check_result(where: str | None) -> None:
+    """Before a long work: InputError where `write_result` could not write in the end."""
+    if where is not None and where != "-":
+        check_output("--json", Path(where))
 
 
 class Bar(Protocol):

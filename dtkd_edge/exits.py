@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from dtkd_edge.errors import DtkdEdgeError
@@ -22,6 +24,33 @@ EXTRAS = {  # which extra brings a library that the base does not have
 }
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a command that can go on: `str()` says how."""
+
+
+@contextmanager
+def goes_on(how: str) -> Iterator[None]:
+    """Ctrl-C in this block is said together with how the command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(how) from stop
+
+
+@contextmanager
+def ended_by_others() -> Iterator[None]:
+    """Ctrl-C: one line, exit code 130. A reader of standard output that left (`| head`): not a word, 141, as others do."""
+    try:
+        yield
+        print(end="", flush=True)  # a reader that left is noticed now, not by the interpreter on its way out
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop}" if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def reported(call: Callable[[], int | None]) -> None:
     """Run a command; what it raises becomes two lines on standard error and the exit code of errors.py.
 
@@ -30,12 +59,10 @@ def reported(call: Callable[[], int | None]) -> None:
     debug = "--debug" in sys.argv[1:]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        code = call()
+        with ended_by_others():
+            code = call()
     except DtkdEdgeError as error:
         _fail(error.message, error.hint, error.exit_code, debug)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library == "dtkd_edge":

@@ -154,12 +154,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise InputError(f"{path}: the disk is full", "free some space, then run the same command again") from error
         if error.errno in _REFUSED:
-            raise InputError(f"{path}: not writable", "choose another output folder with --out") from error
+            raise InputError(f"{path}: not writable", "choose another place") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"{path}: a file stands where a folder is needed", "choose another output folder") from error
+            raise InputError(f"{path}: a file stands where a folder is needed", "choose another place") from error
         if error.errno in _NO_SUCH_PLACE:
             reason = os.strerror(error.errno or 0).lower()
-            raise InputError(f"{path}: cannot be written: {reason}", "choose another output path") from error
+            raise InputError(f"{path}: cannot be written: {reason}", "choose another place") from error
         raise
 
 
@@ -173,7 +173,28 @@ def check_place(path: Path) -> None:
             with tempfile.TemporaryFile(dir=place):
                 pass
         except FileNotFoundError as error:  # /proc and the like take no files, and say so in this way
-            raise InputError(f"{path}: not writable", "choose another output folder with --out") from error
+            raise InputError(f"{path}: not writable", "choose another place") from error
+
+
+def check_suffix(option: str, path: Path, *suffixes: str) -> None:
+    """UsageError for a name that says another kind of file than `option` writes. A name without an ending says none."""
+    if path.suffix and path.suffix.lower() not in suffixes:
+        raise UsageError(f"{option} {path}: writes {' or '.join(suffixes)} only", f"name a file that ends in {suffixes[0]}")
+
+
+def check_output(option: str, path: Path, *suffixes: str) -> None:
+    """Before a long work: whether the file that `option` names can be written at its end. suffixes: those it may have; none: any.
+
+    Raises UsageError (another kind of file) and InputError (no place for it).
+    """
+    if suffixes:
+        check_suffix(option, path, *suffixes)
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder", "name a file in it")
+    try:
+        check_place(path)
+    except InputError as error:
+        raise InputError(f"{option} {error.message}", error.hint) from error
 
 
 def cache_folder() -> Path:

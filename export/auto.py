@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtkd_edge.artifact import Artifact
+from dtkd_edge.artifact import MANIFEST, Artifact
 from dtkd_edge.console import say
 from dtkd_edge.deploy.backends import open_backend
 from dtkd_edge.errors import MissingDependency, VerificationError
@@ -44,6 +44,8 @@ def fastest(request: Request, build: Callable[[Request], Artifact]) -> Path:
     for artifact, taken in zip(made, ms, strict=True):
         say(_line(artifact, taken, plain))
     best = made[int(np.argmin(ms))]
+    # Of a run's artefacts predict, demo and doctor take the newest: from now on this one, until the next export.
+    (best.folder / MANIFEST).touch()
     say(f"fastest that holds the gate: {best.manifest.effective_precision}, {best.folder}")
     return best.folder
 

@@ -129,6 +129,9 @@ def _named(folder: Path) -> Path:
 
 def _check_out(out: Path) -> None:
     """An export replaces its folder whole: UsageError where that would delete something that is no artefact."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        what = "a link" if out.is_symlink() else "a file"
+        raise UsageError(f"--out {out}: {what}, and would be replaced by the artefact's folder", "name a new folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
     try:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import dtkd_edge
+
 ROOT = Path(__file__).resolve().parents[1]
 TOP_ROOMS = ("export", "deploy", "benchmarks")  # installed inside dtkd_edge
 
@@ -24,6 +26,7 @@ GROUND = (
     "decoder",
     "video",
     "frames",
+    "fonts",
     "recipe",
     "recipe_reader",
     "runs",
@@ -126,6 +129,17 @@ def test_the_runtime_does_not_import_torch(module: str) -> None:
     everywhere = room(module) == "deploy"
     tops = {name.split(".")[0] for name in imports(MODULES[module], everywhere=everywhere)}
     assert not tops & TORCH, f"{module} imports {sorted(tops & TORCH)}"
+
+
+def test_no_page_installs_the_package_from_an_index_that_lacks_it() -> None:
+    pages = [*ROOT.glob("*.md"), *(page for room in ("docs", "dtkd_edge", *TOP_ROOMS) for page in (ROOT / room).rglob("*.md"))]
+    indexed = re.compile(r"pip install\b[^\n]*\bdtkd-edge\[")
+    assert len(pages) > 10 and not [page for page in pages if indexed.search(page.read_text(encoding="utf-8"))]
+
+
+def test_the_package_lists_what_it_offers() -> None:
+    offered = {name for name in dir(dtkd_edge) if not name.startswith("_")}
+    assert {"load", "Classifier"} <= offered and not offered & {"Any", "TYPE_CHECKING", "annotations"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) in ML])

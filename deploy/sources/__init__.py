@@ -57,6 +57,8 @@ def open_source(spec: str, options: SourceOptions | None = None) -> Source:
                 "rtsp, rtmp, http, udp, tcp, srt, rtp",
             )
         return UrlSource(spec)
+    if Path(spec).is_dir():
+        raise InputError(f"--source {spec}: is a folder", "name one video in it; predict takes a folder")
     if not Path(spec).is_file():
         raise InputError(f"--source {spec}: no such file", "a camera number, a video file, a URL, pattern or browser")
     return FileSource(spec, options)

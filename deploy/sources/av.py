@@ -42,6 +42,7 @@ class AvSource(Source):
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())
         self._closed = threading.Event()
+        self.damaged = 0  # packets so far that did not decode
 
     def open(self) -> None:
         av = import_av()
@@ -80,6 +81,7 @@ class AvSource(Source):
                 return
             except av.error.InvalidDataError:
                 broken += 1
+                self.damaged += 1
                 if broken > BROKEN_PACKETS:
                     raise SourceLost("too many damaged packets") from None
             except av.error.ExitError as error:
@@ -177,10 +179,14 @@ class FileSource(AvSource):
 
     def _whole(self, frames: Iterator[Any]) -> Iterator[Any]:
         """A file that is damaged beyond some point ends there: opening it again would only play its start again."""
+        known = self.damaged
         try:
             yield from frames
         except SourceLost as reason:
             say(f"--source {self.name}: {reason}; what comes after it is left out")
+        else:
+            if self.damaged and not known:  # once, of a file that is played again and again
+                say(f"--source {self.name}: damaged: what does not decode of it, or what came after it, is left out")
 
     def _rate(self) -> float:
         return float(self._container.streams.video[0].average_rate or 30)

@@ -22,11 +22,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from dtkd_edge import recipe_reader
-from dtkd_edge.console import progress, say, write_result
+from dtkd_edge.console import check_result, progress, say, write_result
 from dtkd_edge.data.catalogue import SETS, SIDES, Catalogue, Clip, open_split
 from dtkd_edge.data.check_report import print_report
 from dtkd_edge.errors import DataError, UsageError, VideoError
-from dtkd_edge.files import cache_folder, sha256
+from dtkd_edge.files import cache_folder, check_output, sha256
 from dtkd_edge.frames import FrameFolder
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source, Video
@@ -97,6 +97,9 @@ def check(
     index, and, after the report, where more than data.max_missing of a side's official list is missing, or more than
     data.max_broken of its files are broken.
     """
+    if sheet is not None:
+        check_output("--sheet", sheet, ".png")
+    check_result(json)
     config = data_config(source, overrides)
     counting = config.model_copy(update={"max_missing": 1.0})  # what there is, is looked at all the same
     sides = {side: open_split(counting, side) for side in SIDES}

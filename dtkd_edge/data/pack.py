@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.console import progress, say, write_result
+from dtkd_edge.console import check_result, progress, say, write_result
 from dtkd_edge.data.catalogue import SIDES, Catalogue, Clip, Split, open_split
 from dtkd_edge.data.check import data_config, name_of, too_many_broken
 from dtkd_edge.data.encode import encode, require_av
@@ -73,6 +73,7 @@ def pack(
     """Pack both sides of a recipe's data set into `out`. Raises DataError where more than data.max_broken of the clips do not
     decode (what was packed stays), and where `out` holds something else."""
     require_av()
+    check_result(json)
     config = data_config(source, overrides)
     catalogues = {side: open_split(config, side) for side in SIDES}
     clips = {side: [catalogue[i] for i in range(len(catalogue))] for side, catalogue in catalogues.items()}

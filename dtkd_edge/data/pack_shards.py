@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from dtkd_edge.console import progress, say, write_result
+from dtkd_edge.console import check_result, progress, say, write_result
 from dtkd_edge.data.catalogue import SIDES, Catalogue, Split, open_split
 from dtkd_edge.data.check import data_config, too_many_broken
 from dtkd_edge.data.encode import require_av
@@ -54,6 +54,7 @@ def pack_shards(
     """
     if not copy:
         require_av()
+    check_result(json)
     config = data_config(source, overrides)
     sides: dict[Split, Catalogue] = {side: open_split(config, side) for side in SIDES}
     began = time.perf_counter()

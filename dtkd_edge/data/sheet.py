@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from dtkd_edge.data.catalogue import Catalogue, Clip
 from dtkd_edge.errors import VideoError
 from dtkd_edge.files import atomic_path
+from dtkd_edge.fonts import font_for, say_boxes
 from dtkd_edge.preprocess import resize_box
 
 CLIPS = 6  # of each class
@@ -27,16 +28,17 @@ def write_sheet(path: Path, catalogue: Catalogue, usable: Callable[[Clip], bool]
     width, height = THUMB
     picture = Image.new("RGB", (NAME + CLIPS * (width + 4) + 4, len(shown) * (height + 4) + 4), "white")
     draw = ImageDraw.Draw(picture)
-    font, small = ImageFont.load_default(size=14), ImageFont.load_default(size=11)
+    say_boxes(names[number] for number in shown)
     labels = catalogue.labels(head)
     for row, number in enumerate(shown):
         top = 4 + row * (height + 4)
         members = np.flatnonzero(labels == number)
-        name = names[number]
+        name, count = names[number], f"{len(members)} clips"
+        font = font_for(name, 14)
         while len(name) > 1 and font.getlength(name) > NAME - 12:
             name = name[:-2] + "…"
         draw.text((8, top + height / 2 - 10), name, fill="black", font=font, anchor="lm")
-        draw.text((8, top + height / 2 + 10), f"{len(members)} clips", fill="gray", font=small, anchor="lm")
+        draw.text((8, top + height / 2 + 10), count, fill="gray", font=font_for(count, 11), anchor="lm")
         for column, thumb in enumerate(_thumbs(catalogue, members, usable)):
             picture.paste(thumb, (NAME + column * (width + 4), top))
     with atomic_path(path) as aside:

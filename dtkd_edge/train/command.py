@@ -15,10 +15,11 @@ from rich.table import Table
 import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import check_result, print_table, say, write_result
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
-from dtkd_edge.files import check_place, disk_errors, sole_writer, write_json, write_text
+from dtkd_edge.exits import Interrupted
+from dtkd_edge.files import check_output, check_place, disk_errors, sole_writer, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
 from dtkd_edge.runs import RUNS
@@ -104,11 +105,11 @@ def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
             if before is not None and engine.main:  # what this call changed does not fit the run: leave it as it was
                 write_text(saved, before)
             raise
-        except KeyboardInterrupt:
-            if engine.main:
-                again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
-                say(f"interrupted. To go on after the last checkpoint: {again}")
-            raise
+        except KeyboardInterrupt as stop:
+            if not engine.main:
+                raise
+            again = shlex.join(["dtkd-edge", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+            raise Interrupted(f"to go on after the last checkpoint: {again}") from stop
 
 
 def _hold(held: ExitStack, folder: Path, taken: bool) -> UsageError | None:
@@ -200,6 +201,9 @@ def evaluate(
     levels = challenge.parse_levels(sls)
     if submission is not None:
         challenge.check_file(submission)
+    if confusion is not None:
+        check_output("--confusion", confusion, ".png", ".csv")
+    check_result(json)
     done = evaluate_target(target, overrides, parse_views(views), data, submission=submission is not None)
     result = done.result
     if submission is not None:

@@ -25,7 +25,7 @@ import numpy as np
 from rich.table import Table
 
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import check_result, print_table, say, write_result
 from dtkd_edge.data.catalogue import GENERATED, open_split
 from dtkd_edge.distill.methods import LOSSES, find_method, needed_teachers
 from dtkd_edge.errors import RecipeError, UsageError
@@ -81,6 +81,7 @@ def compare(
     if not all(job.finished for job in jobs_to_do):
         _check_methods(recipe, base, variants, folder / f"seed-{numbers[0]}" / TEACHERS)
     check_place(folder / "compare.json")
+    check_result(json_file)
     run_jobs(recipe, jobs_to_do, jobs)
     result = summarise(folder, names, numbers, trained)
     result |= {"recipe": recipe, "resplit": resplit, "overrides": base, "command": shlex.join(["dtkd-edge", *sys.argv[1:]])}

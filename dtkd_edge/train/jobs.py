@@ -19,10 +19,12 @@ import numpy as np
 
 from dtkd_edge.console import Bar, progress, say
 from dtkd_edge.errors import DtkdEdgeError
+from dtkd_edge.exits import Interrupted
 from dtkd_edge.recipe import Recipe
 from dtkd_edge.train.children import Children, sigterm_unwinds
 
 TEACHERS = "teachers"
+GOES_ON = "the same command goes on after the last checkpoints"
 LOOK_EVERY = 1.0  # seconds
 SAY_EVERY = 600.0  # seconds between two lines where there is no terminal to draw a bar on
 
@@ -112,8 +114,10 @@ def run_jobs(recipe: str, jobs: Sequence[Job], at_once: int) -> None:
                 say(f"failed: {error.message}; waiting for the trainings that still run")
                 wait([future for future in waiting if not future.cancelled()])  # nobody is told of those
             raise
-        except (KeyboardInterrupt, SystemExit):
-            say("interrupted: the same command goes on after the last checkpoints")
+        except KeyboardInterrupt as stop:
+            raise Interrupted(GOES_ON) from stop
+        except SystemExit:  # SIGTERM
+            say(f"interrupted: {GOES_ON}")
             raise
 
 

@@ -137,15 +137,17 @@ def write_confusion(path: Path, matrix: Ints, names: list[str]) -> None:
 
 
 def _picture(matrix: Ints, names: list[str]) -> Image:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
+
+    from dtkd_edge.fonts import font_for, say_boxes
 
     count = len(names)
     cell = max(min(900 // count, 40), 2)
     named = cell >= 9  # smaller rows have no room for a name
-    font = ImageFont.load_default(size=min(cell, 14))
-    left = int(max(font.getlength(name) for name in names)) + 12 if named else 4
+    fonts = [font_for(name, min(cell, 14)) for name in names]
+    left = int(max(font.getlength(name) for font, name in zip(fonts, names, strict=True))) + 12 if named else 4
     top, side = 30 + (left if named else 0), cell * count
-    words, title = "rows: label, columns: prediction; a row's cells add up to 1", ImageFont.load_default(size=13)
+    words, title = "rows: label, columns: prediction; a row's cells add up to 1", font_for("", 13)
     picture = Image.new("RGB", (max(left + side + 12, int(title.getlength(words)) + 16), top + side + 8), "white")
     draw = ImageDraw.Draw(picture)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -154,7 +156,8 @@ def _picture(matrix: Ints, names: list[str]) -> Image:
     picture.paste(Image.fromarray(colors).resize((side, side), Image.Resampling.NEAREST), (left, top))
     draw.text((8, 6), words, fill="black", font=title)
     if named:
-        for i, name in enumerate(names):
+        say_boxes(names)
+        for i, (name, font) in enumerate(zip(names, fonts, strict=True)):
             middle = top + cell * i + cell / 2
             draw.text((left - 6, middle), name, fill="black", font=font, anchor="rm")
             turned = Image.new("L", (left, cell), 0)
@@ -165,6 +168,6 @@ def _picture(matrix: Ints, names: list[str]) -> Image:
                 if matrix[i, j] and cell >= 20:
                     where = (left + cell * j + cell / 2, middle)
                     fill = "white" if shares[i, j] > 0.5 else "black"
-                    draw.text(where, str(matrix[i, j]), fill=fill, font=ImageFont.load_default(size=10), anchor="mm")
+                    draw.text(where, str(matrix[i, j]), fill=fill, font=font_for("", 10), anchor="mm")
     draw.rectangle((left - 1, top - 1, left + side, top + side), outline="gray")
     return picture

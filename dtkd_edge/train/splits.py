@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import check_result, print_table, say, write_result
 from dtkd_edge.errors import InputError, RecipeError, UsageError
 from dtkd_edge.files import write_json
 from dtkd_edge.runs import RUNS
@@ -86,6 +86,7 @@ def evaluate_splits(
     """
     from dtkd_edge.train.testing import evaluate_target
 
+    check_result(json_file)
     numbers, wanted = parse_splits(splits), parse_views(views)
     folder = target or max(
         (file.parent for file in RUNS.glob("*/splits.json")), key=lambda found: found.stat().st_mtime, default=RUNS

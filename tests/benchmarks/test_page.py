@@ -11,6 +11,7 @@ from test_telemetry import ORIN_NANO, fake_jetson
 
 from dtkd_edge.benchmarks.page import page, series_name
 from dtkd_edge.benchmarks.record import Telemetry
+from dtkd_edge.benchmarks.report import agreement_line
 from dtkd_edge.benchmarks.telemetry import Sampler
 
 
@@ -68,6 +69,38 @@ def test_two_rows_share_a_plot_and_their_names_are_in_its_key(warming: Telemetry
 
 def test_rows_without_telemetry_have_no_such_plots() -> None:
     assert not any(title.startswith(("Clock", "Temperature", "Power")) for title in plots_of(page([row(10)])))
+
+
+def test_accuracy_is_compared_on_the_newest_clips_alone() -> None:
+    """One right clip of one is not better than two in three of twelve, and no Pareto front joins the two."""
+    int8 = {"artifact": "quick/onnx-int8", "created": "2026-01-01T00:00:00+00:00"}
+    rows = [
+        row(10, right=8, n=12).model_copy(update={"created": "2026-01-02T00:00:00+00:00"}),
+        row(5, right=6, n=12).model_copy(update=int8),
+        row(20, right=1, n=1).model_copy(update={"created": "2025-12-31T00:00:00+00:00"}),
+    ]
+    assert rows[2].accuracy is not None
+    rows[2] = rows[2].model_copy(update={"accuracy": rows[2].accuracy.model_copy(update={"data": "t2"})})
+    html = page(rows)
+    assert "best top-1 on 12 clips" in html and "66.7 %" in html.partition("<h2>")[0]
+    front = html.partition('aria-label="Accuracy against latency"')[2].partition("</svg>")[0]
+    assert front.count("<circle") == 2 and "n=1)" not in front
+    assert "Rows on 12 clips of d" in html and "on 1 clip of t2" in html.partition("<table>")[2].partition("</table>")[0]
+    lines = [r.model_copy(update={"latency_ms": r.latency_ms.model_copy(update={"quantiles": [1.0] * 101})}) for r in rows]
+    key = page(lines).partition("<figcaption>Latency distribution")[2].partition("<svg")[0]
+    assert "onnx-fp32 · cpu · 12 clips of d" in key and "onnx-fp32 · cpu · 1 clip of t2" in key
+    assert "clips of d" not in page(rows[:1]).partition("<table>")[2].partition("</table>")[0]  # nothing to be told apart from
+
+
+def test_each_artefact_agrees_with_its_student_once() -> None:
+    measured = row(10)
+    assert measured.accuracy is not None
+    asked = measured.model_copy(
+        update={"accuracy": measured.accuracy.model_copy(update={"agreement": 1.0, "agreement_n": 12}), "agreement": 1.0}
+    )
+    unsupported = asked.model_copy(update={"accuracy": None, "status": "unsupported", "reason": "no GPU"})
+    lines = agreement_line([asked, unsupported])
+    assert lines == ["Same class as the torch student: quick/onnx-fp32 100.0 % of 12."]
 
 
 def test_rows_that_differ_in_threads_alone_are_told_apart() -> None:

@@ -15,6 +15,7 @@ import official_trees as trees
 import pytest
 from PIL import Image
 
+from dtkd_edge import fonts
 from dtkd_edge.data import check as module
 from dtkd_edge.data.catalogue import Clip
 from dtkd_edge.data.check import check
@@ -127,12 +128,12 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_contact_sheet(motion_folder: Path, tmp_path: Path) -> None:
-    colors = {"red": (200, 20, 20), "blue [x]": (20, 20, 200)}
+    colors = {"да [x]": (200, 20, 20), "но [x]": (20, 20, 200)}
     for name, color in colors.items():
         for i in range(8):
             (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
             write_video(tmp_path / "set" / name / f"{i}.mp4", np.full((5, 48, 64, 3), color, np.uint8), 10)
-    (tmp_path / "set/red/0.mp4").write_bytes(b"")
+    (tmp_path / "set/да [x]/0.mp4").write_bytes(b"")
     check("folder", overrides=[f"data.root={tmp_path / 'set'}", "data.max_broken=1"], json="-", sheet=tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as opened:
         picture = np.asarray(opened)
@@ -142,6 +143,9 @@ def test_contact_sheet(motion_folder: Path, tmp_path: Path) -> None:
         near = [np.abs(pixel.astype(int) - colors[name]).max() < 30 for pixel in shown]
         assert sum(near) >= 5  # of eight clips one or two are held out, one is broken
         assert picture[row * 100 + 4 : row * 100 + 100, :220].min() < 100  # its name
+    if not fonts.font_for("дано", 14).getname()[0].startswith("Aileron"):  # Pillow's own, where no other is installed
+        rows = [picture[top : top + 24, :220] for top in (30, 130)]
+        assert (rows[0] != rows[1]).any()  # not two boxes each
 
 
 def test_raw_frames_are_checked_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,8 @@ import pytest
 from deploy_cases import LABELS, write_colours, write_film, write_mp4
 
 from dtkd_edge.deploy import doctor, overlay, preflight
+from dtkd_edge.deploy.demo import demo as run_demo
+from dtkd_edge.errors import UsageError
 from dtkd_edge.video import Video
 
 
@@ -104,6 +106,7 @@ def test_sigterm_finishes_the_files(onnx_artifact: Path, tmp_path: Path) -> None
     [
         (["--source", "97"], 4, "--source 97: no camera there"),
         (["--source", "nothing.mp4"], 3, "nothing.mp4: no such file"),
+        (["--source", "/proc/self"], 3, "--source /proc/self: is a folder"),
         (["--source", "pattern", "--view", "tv"], 2, "--view tv"),
         (["--source", "browser", "--view", "none"], 2, "--source browser needs --view web"),
         (["--source", "rtsp://127.0.0.1:9/live"], 4, "rtsp://127.0.0.1:9/live: cannot be opened"),
@@ -129,6 +132,30 @@ def test_an_older_recording_stays_when_no_frame_comes(onnx_artifact: Path, tmp_p
         process = demo(onnx_artifact, "--source", "97", "--view", "none", "--record", out)
         assert "no camera there" in process.communicate(timeout=60)[1] and process.returncode == 4
     assert old.read_bytes() == b"precious" and not new.exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "events", "words"),
+    [
+        ("sub/../clip.mp4", None, "--record sub/../clip.mp4: the same file as --source clip.mp4"),
+        ("hard.mp4", None, "--record hard.mp4: the same file as --source clip.mp4"),
+        (None, "link.jsonl", "--events link.jsonl: the same file as --source other.mp4"),
+        ("new.mp4", "./new.mp4", "--events new.mp4: the same file as --record new.mp4"),
+    ],
+)
+def test_no_file_is_written_over_another(
+    record: str | None, events: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sub").mkdir()
+    for name in ("clip.mp4", "other.mp4"):
+        Path(name).write_bytes(b"precious")
+    Path("hard.mp4").hardlink_to("clip.mp4")
+    Path("link.jsonl").symlink_to("other.mp4")
+    with pytest.raises(UsageError) as caught:
+        run_demo(None, source=["clip.mp4", "other.mp4"], record=record and Path(record), events=events and Path(events))
+    assert caught.value.message == words
+    assert Path("clip.mp4").read_bytes() == Path("other.mp4").read_bytes() == b"precious" and not Path("new.mp4").exists()
 
 
 def test_a_cameras_password_is_not_said(onnx_artifact: Path) -> None:

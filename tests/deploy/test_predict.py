@@ -122,11 +122,16 @@ def test_predict_command_goes_on_after_broken_videos(openvino_artifact: Path, tm
 def test_predict_command_for_people(onnx_artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     video = write_mp4(tmp_path / "videos" / "wave.mp4", frames=12, size=(64, 48))
-    result = cli("predict", onnx_artifact, tmp_path / "videos", "--top", "2")  # a folder stands for its videos
-    assert result.returncode == 0, result.stderr
+    (tmp_path / "without").mkdir()
+    result = cli("predict", onnx_artifact, tmp_path / "without", tmp_path / "videos", "--top", "2")  # a folder: its videos
+    assert result.returncode == 0 and f"{tmp_path / 'without'}: no video in this folder" in result.stderr, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == str(video) and len(lines) == 3 and "%" in lines[1]
     assert cli("predict", onnx_artifact).returncode == 2
+    outer = cli("predict", onnx_artifact, tmp_path)
+    assert outer.returncode == 3
+    assert f"error: {tmp_path}: no video in this folder; sub-folders are not searched" in outer.stderr
+    assert f"  fix: name the folders that hold videos, such as {tmp_path / 'videos'}" in outer.stderr
     mistyped = cli("predict", "nowhere", video, cwd=tmp_path)
     assert mistyped.returncode == 3 and "nowhere: no artefact here" in mistyped.stderr
     assert cli("predict", video, cwd=tmp_path).returncode == 3  # no run below the folder

@@ -19,8 +19,8 @@ from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.live import Settings
 from dtkd_edge.deploy.pipeline import Pipeline
 from dtkd_edge.deploy.server import to_jpeg
+from dtkd_edge.deploy.sources import SourceOptions, open_source
 from dtkd_edge.deploy.sources import av as av_sources
-from dtkd_edge.deploy.sources import open_source
 from dtkd_edge.deploy.sources.pattern import draw
 
 
@@ -158,6 +158,26 @@ def test_a_corrupted_file_gives_what_it_has(tmp_path: Path) -> None:
     assert until(lambda: not grabber.running)
     assert grabber.grabbed > 5
     grabber.stop()
+
+
+def test_a_file_that_broke_off_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import av
+
+    video = write_mp4(tmp_path / "clip.mp4", frames=30, size=(160, 120))
+    with av.open(str(video)) as file:
+        places = [packet.pos for packet in file.demux(video=0) if packet.pos]
+    data = bytearray(video.read_bytes())
+    data[places[20] : places[20] + 4] = b"\xff\xff\xff\xff"  # the length of what the packet holds
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(data)
+    for path, words in ((broken, f"--source {broken}: damaged: "), (video, "")):
+        source = open_source(str(path), SourceOptions(fast=True, loop=True))
+        source.open()
+        for _ in range(70):
+            assert source.read() is not None
+        source.close()
+        said = capsys.readouterr().err
+        assert said.startswith(words) and said.count("\n") == bool(words)
 
 
 def test_a_turned_phone_video_stands_upright(shared: Path) -> None:

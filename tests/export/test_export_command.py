@@ -105,9 +105,15 @@ def test_out_never_replaces_what_is_no_artefact(run: Path, tmp_path: Path) -> No
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     (tmp_path / "mine" / "manifest.json").write_text('{"name": "a web page has one too"}')
-    for out in (tmp_path / "mine", tmp_path, run):
-        with pytest.raises(UsageError, match="holds something else"):
-            export(run, target="onnx", out=out)
+    (tmp_path / "model.onnx").write_text("a file")
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    folders, others = ("mine", ".", run), ("model.onnx", "link", "dangling")
+    for out, why in [*((out, "holds something else") for out in folders), *((out, "would be replaced by") for out in others)]:
+        with pytest.raises(UsageError, match=why):
+            export(run, target="onnx", out=tmp_path / out)
+    assert (tmp_path / "model.onnx").read_text() == "a file"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "dangling").is_symlink()
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years" and (run / "recipe.yaml").is_file()
 
 

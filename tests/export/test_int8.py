@@ -23,6 +23,7 @@ from dtkd_edge.export.golden import reference_run
 from dtkd_edge.export.int8 import Int8
 from dtkd_edge.models import VideoModel, create_model
 from dtkd_edge.models.saved import load_model, save_model
+from dtkd_edge.runs import run_artifacts
 from dtkd_edge.video import read_input
 
 EIGHT = [f"class {i}" for i in range(8)]
@@ -173,7 +174,10 @@ def test_a_gate_that_nothing_saves_is_exit_5_and_the_artefact_is_kept_and_marked
     assert kept.accuracy.head == "verb" and "verb top-1 " in capsys.readouterr().err
 
 
-def test_auto_leaves_out_what_fails_the_gate_and_names_the_fastest(spoiled: Path, capsys: pytest.CaptureFixture) -> None:
+def test_auto_leaves_out_what_fails_the_gate_and_names_the_fastest(
+    spoiled: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "say_what_is_faster", lambda *_: pytest.fail("auto advised to take --precision auto"))
     folder = export(spoiled, precision="auto", max_drop=5)
     manifest = Artifact.open(folder).manifest
     assert manifest.accuracy is not None and manifest.accuracy.passed
@@ -181,6 +185,7 @@ def test_auto_leaves_out_what_fails_the_gate_and_names_the_fastest(spoiled: Path
     assert "int8: left out: " in words
     assert "fp32: " in words and "points from float32's (100.0% → 100.0%" in words  # the gate's word is said of floats too
     assert f"fastest that holds the gate: {manifest.effective_precision}, {folder}" in words
+    assert run_artifacts(spoiled)[-1] == folder  # what predict and demo take; int8 was made after it
 
 
 def test_too_few_calibration_clips(spoiled: Path, tmp_path: Path) -> None:
