@@ -10,9 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtkd_edge.artifact import MANIFEST
-from dtkd_edge.errors import InputError
+from dtkd_edge.errors import InputError, UsageError
+from dtkd_edge.files import check_place, is_foreign
 
 RUNS = Path("runs")
+# What lies in a folder of ours from the first moment on: of a run, of a comparison, of one run per split.
+RUN, COMPARISON, SPLITS = ("recipe.yaml", ".lock"), ("compare.json", "seed-*"), ("splits.json", "split-*")
 
 
 def find_run(run: Path | None) -> Path:
@@ -25,6 +28,14 @@ def find_run(run: Path | None) -> Path:
     if not finished:
         raise InputError("no finished run below ./runs", "train one with: dtkd-edge train   (or name a run folder)")
     return max(finished, key=lambda folder: (folder / "student.json").stat().st_mtime)
+
+
+def check_out(folder: Path, marks: tuple[str, ...] = RUN) -> None:
+    """InputError where a training cannot write; UsageError where it would write among other files: a run in a folder of videos
+    would be read as one of their classes. marks: what a folder of the same kind has, which may go on."""
+    check_place(folder / marks[0])
+    if is_foreign(folder, *marks):
+        raise UsageError(f"{folder}: holds other files, and no run", "name a new or an empty folder with --out")
 
 
 def run_artifacts(run: Path) -> list[Path]:

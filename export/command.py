@@ -12,6 +12,7 @@ from dtkd_edge.export import build, engine, targets, verify
 from dtkd_edge.export.golden import CLIPS
 from dtkd_edge.export.stored import latency, refuse, stored_clips, verify_stored
 from dtkd_edge.export.targets import Request
+from dtkd_edge.files import is_foreign
 from dtkd_edge.runs import find_run
 
 
@@ -129,7 +130,7 @@ def _named(folder: Path) -> Path:
 
 def _check_out(out: Path) -> None:
     """An export replaces its folder whole: UsageError where that would delete something that is no artefact."""
-    if not out.is_dir() or not any(out.iterdir()):
+    if not (out.is_dir() and is_foreign(out)):
         return
     try:
         Artifact.open(out, check_files=False)

@@ -92,6 +92,23 @@ def test_bad_input_exits_3_with_two_lines(main: Main, tmp_path: Path, args: list
     assert not list((tmp_path / "here").iterdir()), "a refused command leaves nothing behind"
 
 
+@pytest.mark.parametrize("command", [["train"], ["train", "hmdb51", "--splits", "1"], ["compare"]], ids=" ".join)
+def test_a_training_writes_into_no_folder_of_other_files_and_no_file(main: Main, command: list[str]) -> None:
+    clip, file = Path("my clips/wave/1.mp4"), Path("mk.py")
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"a video")
+    file.write_bytes(b"a file")
+    for out, code, said in (
+        (clip.parents[1], 2, "my clips: holds other files, and no run"),
+        (file, 3, "a file stands where a folder is needed"),
+        (file / "below", 3, "a file stands where a folder is needed"),
+    ):
+        ended, _, err = main(*command, "--out", out)
+        assert (ended, said in err) == (code, True), err
+        assert "--out" in err.splitlines()[-1] or code == 3
+    assert {path for path in Path().rglob("*") if path.is_file()} == {clip, file}
+
+
 def test_debug_shows_the_traceback_anywhere_on_the_line(main: Main) -> None:
     for args in (["--debug", "export"], ["export", "--debug"]):
         code, _, err = main(*args)

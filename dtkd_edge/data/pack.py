@@ -34,7 +34,7 @@ from dtkd_edge.data.encode import encode, require_av
 from dtkd_edge.data.lists import HEAD
 from dtkd_edge.data.members import Place
 from dtkd_edge.errors import DataError, VideoError
-from dtkd_edge.files import atomic_path, disk_errors, one_at_a_time, write_json, write_text
+from dtkd_edge.files import atomic_path, disk_errors, is_foreign, one_at_a_time, write_json, write_text
 from dtkd_edge.preprocess import resize_box
 from dtkd_edge.video import Source, Video
 
@@ -162,7 +162,7 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
             )
             raise DataError(f"{out}: packed with other settings: {other}", "name another folder, or delete this one")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out):
         raise DataError(f"{out}: exists and is no packed data set (no {SETTINGS})", "name a new or an empty folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, wanted)

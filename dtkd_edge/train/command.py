@@ -18,10 +18,10 @@ from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
-from dtkd_edge.files import check_place, disk_errors, sole_writer, write_json, write_text
+from dtkd_edge.files import disk_errors, sole_writer, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
-from dtkd_edge.runs import RUNS
+from dtkd_edge.runs import RUNS, check_out
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.memory import memory_errors
@@ -66,6 +66,8 @@ def _open_run(
     folder: Path, config: Recipe, overrides: list[str], named: bool, resume: bool, engine: Engine
 ) -> tuple[Path, Recipe]:
     """The run's folder and recipe: this one's, the next free one's, or an interrupted run's."""
+    if engine.main:
+        check_out(folder)
     if not engine.agree((folder / "recipe.yaml").is_file()):
         return folder, config
     if resume:
@@ -77,8 +79,6 @@ def _open_run(
 
 def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
     # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
-    if engine.main:
-        check_place(folder)
     check_models(config, folder)
     data = RunData.open(config)
     check_heads(config, folder, data)

@@ -29,9 +29,9 @@ from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.data.catalogue import GENERATED, open_split
 from dtkd_edge.distill.methods import LOSSES, find_method, needed_teachers
 from dtkd_edge.errors import RecipeError, UsageError
-from dtkd_edge.files import check_place, write_json, write_text
+from dtkd_edge.files import write_json, write_text
 from dtkd_edge.recipe import Recipe
-from dtkd_edge.runs import RUNS
+from dtkd_edge.runs import COMPARISON, RUNS, check_out
 from dtkd_edge.train.compare_report import cells, columns, compare_page, csv_text
 from dtkd_edge.train.jobs import TEACHERS, Job, epochs_of, mean_top1, run_jobs
 
@@ -67,6 +67,7 @@ def compare(
     needed = {name: needed_teachers(recipes.load(recipe, [*base, *sets]).distill) for name, sets in variants.items()}
     trained = sorted(set().union(*needed.values()))
     folder = out or RUNS / f"compare-{config.name}"
+    check_out(folder, COMPARISON)
     for teacher in trained:
         if getattr(config.teachers, teacher) is None:
             raise RecipeError(
@@ -80,7 +81,6 @@ def compare(
         _refuse_another_run(job, recipe)
     if not all(job.finished for job in jobs_to_do):
         _check_methods(recipe, base, variants, folder / f"seed-{numbers[0]}" / TEACHERS)
-    check_place(folder / "compare.json")
     run_jobs(recipe, jobs_to_do, jobs)
     result = summarise(folder, names, numbers, trained)
     result |= {"recipe": recipe, "resplit": resplit, "overrides": base, "command": shlex.join(["dtkd-edge", *sys.argv[1:]])}

@@ -17,7 +17,7 @@ from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.errors import InputError, RecipeError, UsageError
 from dtkd_edge.files import write_json
-from dtkd_edge.runs import RUNS
+from dtkd_edge.runs import RUNS, SPLITS, check_out
 from dtkd_edge.train.command import METRICS, parse_views, train
 from dtkd_edge.train.engine import Engine
 
@@ -48,6 +48,8 @@ def train_splits(
         raise UsageError(f"{folder}: holds runs of these splits already", "go on with --resume, or give another --out")
     engine = Engine(config.device, config.precision)  # of all splits: processes join each other once
     try:
+        if engine.main:
+            check_out(folder, SPLITS)
         for number in numbers:
             if engine.main:
                 say(f"split {number} ({numbers.index(number) + 1} of {len(numbers)})")
