@@ -154,6 +154,12 @@ def differences(found: Any, wanted: Any, key: str = "") -> list[str]:
     return [] if found == wanted else [f"{key} = {found}, not {wanted}"]
 
 
+def first_of(differences: list[str]) -> str:
+    """As many as fit into a message."""
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return ", ".join(differences[:3]) + more
+
+
 def missing_keys(path: Path) -> list[str]:
     """Keys that a run's own recipe.yaml lacks, of an earlier version then: what it was trained with is not today's default."""
 

@@ -256,7 +256,7 @@ def _next_free(folder: Path) -> Path:
 
 
 def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
-    """The run's own recipe, with this call's overrides; refuses to continue a run of another recipe."""
+    """The run's own recipe, with this call's overrides; refuses to continue a run of another recipe, or to change a finished one."""
     before, saved = recipes.load(folder / "recipe.yaml"), recipes.load(folder / "recipe.yaml", overrides)
     if saved.name != config.name:
         raise RecipeError(f"{folder}: a run of recipe {saved.name}, not of {config.name}", "give another --out")
@@ -267,7 +267,14 @@ def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
                 f"{folder}: its teacher {name} is finished; teachers.{name} cannot be changed any more",
                 "train it in another run: give another --out",
             )
+    done = _finished(folder, saved)
+    if done and (changed := recipes.differences(before.model_dump(), saved.model_dump())):
+        raise RecipeError(
+            f"{folder}: this run is finished, with {recipes.first_of(changed)}; it cannot be changed any more",
+            "train another run: give another --out",
+        )
     if other := recipes.differences(saved.model_dump(), config.model_dump()):
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        say(f"{folder}: goes on with its own recipe, which has {', '.join(other[:3])}{more}; change it with --set")
+        goes_on = "has a recipe of its own" if done else "goes on with its own recipe"
+        say(f"{folder}: {goes_on}, with {recipes.first_of(other)}" + ("" if done else "; change it with --set"))
     return saved
+

@@ -236,8 +236,7 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
         for values in (found, wanted):
             _forget_the_student(values)
     if other := recipes.differences(found, wanted):
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        raise UsageError(f"{job.folder}: holds a run with {', '.join(other[:3])}{more}", another)
+        raise UsageError(f"{job.folder}: holds a run with {recipes.first_of(other)}", another)
 
 
 def _forget_the_student(values: dict[str, Any]) -> None:

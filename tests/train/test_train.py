@@ -105,6 +105,11 @@ def test_a_finished_run_is_left_alone(finished: Path, main: Main) -> None:
     assert code == 0 and "finished" in said
     code, _, said = main("train", "--out", finished)
     assert code == 2 and "--resume" in said
+    recipe = (finished / "recipe.yaml").read_bytes()
+    changes = with_sets(["train.epochs=15", "student.options.width=20"])
+    code, _, said = main("train", finished / "recipe.yaml", "--out", finished, "--resume", *changes)
+    assert code == 3 and "this run is finished, with student.options.width = None, not 20, train.epochs = 3, not 15;" in said
+    assert "another --out" in said and (finished / "recipe.yaml").read_bytes() == recipe
     assert (finished / "student.safetensors").read_bytes() == before
 
 
