@@ -307,7 +307,7 @@ def demo(
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole list as a page for the documentation.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The list as a page for the documentation.")] = False,
 ) -> None:
     """The models that a recipe can name: sizes, parameters, feature taps, published checkpoints."""
     from dtkd_edge.models.command import show
