@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from dtkd_edge import __version__
 from dtkd_edge.errors import UsageError
 from dtkd_edge.exits import reported
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
+
+if TYPE_CHECKING:
+    from dtkd_edge.recipe import Recipe
 
 app = typer.Typer(
     name="dtkd-edge",
@@ -45,12 +48,22 @@ def root(
     """Options that stand before the command."""
 
 
-def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
-    """Refuse a mistyped recipe at once, before torch is imported: that takes seconds."""
+def _check_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
+    """Refuse a mistyped recipe, or data that is not there, at once, before torch is imported: that takes seconds."""
     from dtkd_edge.console import say
+    from dtkd_edge.data.catalogue import check_root
+    from dtkd_edge.distill.methods import find_method
     from dtkd_edge.recipe_reader import load
 
-    load(recipe, overrides or [], **({"tell": say} if os.environ.get("RANK", "0") == "0" else {}))  # one rank speaks for all
+    config = load(recipe, overrides or [], **({"tell": say} if _speaks() else {}))
+    find_method(config.distill.method)
+    check_root(config.data)
+    return config
+
+
+def _speaks() -> bool:
+    """Whether this is the one process of a training that speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()
@@ -62,12 +75,16 @@ def train(
     splits: Annotated[str | None, typer.Option(help="hmdb51, ucf101: a run per official split, such as 1,2,3.")] = None,
 ) -> None:
     """Train the teachers (where the recipe says so), then the student with both of them."""
-    _check_recipe(recipe, set_)
+    config = _check_recipe(recipe, set_)
     if splits is not None:
         from dtkd_edge.train.splits import train_splits
 
         train_splits(recipe, splits, overrides=set_ or [], out=out, resume=resume)
         return
+    from dtkd_edge.runs import RUNS, check_out
+
+    if _speaks():
+        check_out(out or RUNS / config.name)
     from dtkd_edge.train.command import train as run
 
     run(recipe, overrides=set_ or [], out=out, resume=resume)
@@ -102,7 +119,7 @@ def evaluate(
 
         evaluate_splits(target, splits, overrides=set_ or [], views=views, json_file=json)
         return
-    from dtkd_edge.train.command import evaluate as run
+    from dtkd_edge.train.eval_command import evaluate as run
 
     run(
         target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion, submission=submission, sls=sls

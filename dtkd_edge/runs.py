@@ -14,6 +14,7 @@ from dtkd_edge.errors import InputError, UsageError
 from dtkd_edge.files import check_place, is_foreign
 
 RUNS = Path("runs")
+METRICS = "metrics.json"  # of a run that is finished
 # What lies in a folder of ours from the first moment on: of a run, of a comparison, of one run per split.
 RUN, COMPARISON, SPLITS = ("recipe.yaml", ".lock"), ("compare.json", "seed-*"), ("splits.json", "split-*")
 

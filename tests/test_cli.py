@@ -92,7 +92,9 @@ def test_bad_input_exits_3_with_two_lines(main: Main, tmp_path: Path, args: list
     assert not list((tmp_path / "here").iterdir()), "a refused command leaves nothing behind"
 
 
-@pytest.mark.parametrize("command", [["train"], ["train", "hmdb51", "--splits", "1"], ["compare"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["train"], ["train", "hmdb51", "--set", "data.root=.", "--splits", "1"], ["compare"]], ids=" ".join
+)
 def test_a_training_writes_into_no_folder_of_other_files_and_no_file(main: Main, command: list[str]) -> None:
     clip, file = Path("my clips/wave/1.mp4"), Path("mk.py")
     clip.parent.mkdir(parents=True)
@@ -167,16 +169,33 @@ cli.main()
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["train", "compare"])
-def test_a_mistyped_recipe_is_refused_before_torch_is_imported(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "ended", "said"),
+    [
+        ("train --set train.lrr=1", 3, "unknown key train.lrr"),
+        ("compare --set train.lrr=1", 3, "unknown key train.lrr"),
+        ("train folder", 3, "data.root: kind folder needs the folder"),
+        ("train folder --set data.root=nope", 3, "nope: no such folder"),
+        ("train --splits 1 hmdb51 --set data.root=nope", 3, "nope: no such folder"),
+        ("compare folder --set data.root=nope", 3, "nope: no such folder"),
+        ("train --set data.kind=films", 3, "'films' is no known data set"),
+        ("train --set distill.method=magic", 3, "magic: no method of that name"),
+        ("train --out clips", 2, "clips: holds other files"),
+        ("compare --out clips", 2, "clips: holds other files"),
+        ("eval nope", 3, "nope: no such run"),
+        ("eval --data nope", 3, "--data nope: no such folder"),
+    ],
+)
+def test_what_is_plainly_wrong_is_refused_before_torch_is_imported(tmp_path: Path, command: str, ended: int, said: str) -> None:
     code = f"""
 import sys
 from dtkd_edge import cli
-sys.argv = ["dtkd-edge", "{command}", "--set", "train.lrr=1"]
+sys.argv = ["dtkd-edge", *{command.split()}]
 try:
     cli.main()
 except SystemExit as end:
     print(end.code, "torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.split() == ["3", "False"] and "unknown key train.lrr" in done.stderr, done.stderr
+    (tmp_path / "clips" / "wave").mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == [str(ended), "False"] and said in done.stderr, done.stdout + done.stderr

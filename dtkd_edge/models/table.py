@@ -52,7 +52,7 @@ vgg.
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the list. taps: name → channels. `published`: whose files load besides its own, and what `weights:` can name."""
+    """One model of the list. taps: name → channels. published: whose files load besides its own, and `weights:`."""
 
     name: str
     roles: tuple[str, ...]

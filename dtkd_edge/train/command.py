@@ -1,4 +1,4 @@
-"""`dtkd-edge train` and `dtkd-edge eval`: the run folder, its phases (teachers, then student), its table of results."""
+"""`dtkd-edge train`: the run folder, its phases (teachers, then student), its table of results."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from rich.table import Table
 import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import print_table, say
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.files import disk_errors, sole_writer, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
-from dtkd_edge.runs import RUNS, check_out
+from dtkd_edge.runs import METRICS, RUNS, check_out
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.memory import memory_errors
 from dtkd_edge.train.phases import RunContext, RunData, check_heads, check_models, predictions, train_student, train_teacher
 from dtkd_edge.train.run_report import save_predictions, write_run_report
 from dtkd_edge.train.scores import Scores
-
-METRICS = "metrics.json"
 
 
 def train(
@@ -176,77 +174,6 @@ def print_results(metrics: dict[str, Any]) -> None:
     print_table(table)
 
 
-def evaluate(
-    target: Path | None,
-    *,
-    overrides: list[str],
-    views: str = "1x1",
-    json: str | None = None,
-    data: Path | None = None,
-    confusion: Path | None = None,
-    submission: Path | None = None,
-    sls: str = "2,3,3",
-) -> dict[str, Any]:
-    """Scores of a run's student or of an artefact on the run's validation clips, or on `data` or `--set data.…`.
-
-    confusion: where to write the confusion matrix, as a picture or as .csv; with several heads one file each, NAME-HEAD.png.
-    submission: where to write EPIC-KITCHENS-100's result file, .json or .zip; sls: its levels of supervision. The segments then
-    need no labels.
-    """
-    from dtkd_edge.train import submission as challenge
-    from dtkd_edge.train.scores import write_confusion
-    from dtkd_edge.train.testing import evaluate_target
-
-    levels = challenge.parse_levels(sls)
-    if submission is not None:
-        challenge.check_file(submission)
-    done = evaluate_target(target, overrides, parse_views(views), data, submission=submission is not None)
-    result = done.result
-    if submission is not None:
-        missing = challenge.write_submission(submission, done.scores, done.catalogue, done.numbers, levels)
-        result["submission"] = {"file": str(submission), "segments": result["n"], "missing": missing, **levels}
-    if json:
-        write_result(result, json)
-    if json != "-" and result["heads"]:
-        print_table(_eval_table(result))
-    if submission is not None:
-        scored = "" if result["heads"] else ", not scored: they have no labels, or of classes that the model lacks"
-        say(f"submission: {submission}: {result['n']} segments{scored}")
-        if missing:
-            say(f"{submission}: lacks {len(missing)} segments that do not decode, such as {missing[0]}: the challenge wants all")
-    if confusion is not None and result["heads"]:
-        for head, names in done.labels.items():
-            path = confusion if len(done.labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
-            write_confusion(path, done.scores.confusion(head), names)
-            say(f"confusion matrix of {head}: {path}")
-    return result
-
-
-def _eval_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
-    table.add_column("head")
-    for column in ("top-1", "top-5", "mean class"):
-        table.add_column(column, justify="right")
-    tops = ("top1", "top5")
-    parts = result.get("parts", {})
-    for part in parts:
-        for top in tops:
-            table.add_column(f"{part} {top[:-1]}-{top[-1]}", justify="right")
-    for head, row in result["heads"].items():
-        own = [row.get(key) for key in (*tops, "mean_class")]
-        own += [rows.get(head, {}).get(top) for rows in parts.values() for top in tops]
-        table.add_row(head, *("" if value is None else f"{value:.4f}" for value in own))
-    return table
-
-
-def parse_views(text: str) -> tuple[int, int]:
-    """'10x3' → (10, 3): temporal × spatial views."""
-    temporal, x, spatial = text.lower().partition("x")
-    if not (x and temporal.isdecimal() and spatial.isdecimal() and 1 <= int(temporal) <= 64 and 1 <= int(spatial) <= 8):
-        raise UsageError(f"--views {text}: expected TxS, such as 1x1 or 10x3", "temporal up to 64, spatial up to 8")
-    return int(temporal), int(spatial)
-
-
 def _next_free(folder: Path) -> Path:
     number = 2
     while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
@@ -256,7 +183,7 @@ def _next_free(folder: Path) -> Path:
 
 
 def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
-    """The run's own recipe, with this call's overrides; refuses to continue a run of another recipe, or to change a finished one."""
+    """The run's own recipe, with this call's overrides; refuses a run of another recipe, and changes to a finished one."""
     before, saved = recipes.load(folder / "recipe.yaml"), recipes.load(folder / "recipe.yaml", overrides)
     if saved.name != config.name:
         raise RecipeError(f"{folder}: a run of recipe {saved.name}, not of {config.name}", "give another --out")
@@ -277,4 +204,3 @@ def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
         goes_on = "has a recipe of its own" if done else "goes on with its own recipe"
         say(f"{folder}: {goes_on}, with {recipes.first_of(other)}" + ("" if done else "; change it with --set"))
     return saved
-

@@ -21,7 +21,7 @@ from dtkd_edge.data.pack_shards import pack_shards
 from dtkd_edge.errors import DataError, InputError, UsageError
 from dtkd_edge.models.registry import create_model
 from dtkd_edge.models.saved import ModelCard, save_model
-from dtkd_edge.train.command import evaluate
+from dtkd_edge.train.eval_command import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,8 +23,9 @@ from dtkd_edge.models import create_model
 from dtkd_edge.recipe import OptimConfig
 from dtkd_edge.train import loop
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
-from dtkd_edge.train.command import parse_views, train
+from dtkd_edge.train.command import train
 from dtkd_edge.train.engine import Engine
+from dtkd_edge.train.eval_command import parse_views
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loss_check import Step, check_loss
 
