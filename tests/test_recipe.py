@@ -102,6 +102,22 @@ def test_values_that_exclude_each_other_are_said_once(path: Path) -> None:
     assert caught.value.message == f"{path}: {told}"
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "meant"),
+    [
+        ("name: a\nstudnet: {model: x}\n", "unknown key studnet", "did you mean student? known keys there: augment,"),
+        ("name: a\nstudent: {modle: x}\n", "unknown key student.modle", "did you mean student.model? known keys"),
+        ("name: a\nstudent: {model: x}\ntrain: {epoch: 3, lr: no}\n", "unknown key train.epoch", "did you mean train.epochs? "),
+        ("name: a\nstudent: {model: x}\nzzz: 1\n", "unknown key zzz", "known keys there: augment,"),
+    ],
+)
+def test_a_mistyped_key_is_named_before_what_it_leaves_out(path: Path, text: str, said: str, meant: str) -> None:
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=rf"{said}$") as caught:
+        recipe_reader.load(path)
+    assert caught.value.hint.startswith(meant)
+
+
 def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_reader.load(path, ["data.frames=8"])
@@ -169,6 +185,8 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
         recipe_reader.load(tmp_path / "nowhere.yaml")
     with pytest.raises(RecipeError, match="no recipe of that name"):
         recipe_reader.load("nowhere")
+    with pytest.raises(RecipeError, match=r"fodler: no recipe of that name \(did you mean folder\? shipped recipes: "):
+        recipe_reader.load("fodler")
     (tmp_path / "video.yaml").write_bytes(b"\x00\xff\xfe")
     with pytest.raises(RecipeError, match="not readable"):
         recipe_reader.load(tmp_path / "video.yaml")

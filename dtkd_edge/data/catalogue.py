@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.data.members import Member, Place, Shard
-from dtkd_edge.errors import DataError, RecipeError
+from dtkd_edge.errors import DataError, RecipeError, did_you_mean
 from dtkd_edge.frames import FrameFolder, FrameRange
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source, Video
@@ -165,7 +165,8 @@ Opener = Callable[[DataConfig, Split], Catalogue]
 
 def _opener(config: DataConfig) -> Opener:
     if config.kind not in SETS:
-        raise RecipeError(f"data.kind: {config.kind!r} is no known data set", f"one of: {', '.join(SETS)}")
+        hint = f"{did_you_mean(config.kind, SETS)}one of: {', '.join(SETS)}"
+        raise RecipeError(f"data.kind: {config.kind!r} is no known data set", hint)
     return SETS[config.kind]
 
 
