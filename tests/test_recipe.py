@@ -113,9 +113,9 @@ def test_values_that_exclude_each_other_are_said_once(path: Path) -> None:
 )
 def test_a_mistyped_key_is_named_before_what_it_leaves_out(path: Path, text: str, said: str, meant: str) -> None:
     path.write_text(text)
-    with pytest.raises(RecipeError, match=rf"{said}$") as caught:
+    with pytest.raises(RecipeError) as caught:
         recipe_reader.load(path)
-    assert caught.value.hint.startswith(meant)
+    assert caught.value.message.endswith(said) and caught.value.hint.startswith(meant)
 
 
 def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:
