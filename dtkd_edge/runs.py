@@ -7,6 +7,7 @@ bench/DATE.jsonl (every bench)  bench.jsonl  bench.html (the newest of each row)
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dtkd_edge.artifact import MANIFEST
@@ -51,7 +52,7 @@ def find_artifacts(given: list[Path]) -> list[Path]:
         run = find_run(None)
         found = run_artifacts(run)
         if not found:
-            raise InputError(f"{run}: nothing exported yet", f"export it with: dtkd-edge export {run} --target onnx")
+            raise _nothing_exported(run)
         return found
     out: list[Path] = []
     for path in given:
@@ -60,6 +61,11 @@ def find_artifacts(given: list[Path]) -> list[Path]:
             continue
         found = run_artifacts(path)
         if not found:
-            raise InputError(f"{path}: nothing exported yet", f"export it with: dtkd-edge export {path} --target onnx")
+            raise _nothing_exported(path)
         out += found
     return out
+
+
+def _nothing_exported(run: Path) -> InputError:
+    command = shlex.join(["dtkd-edge", "export", str(run), "--target", "onnx"])  # a run's name may have spaces
+    return InputError(f"{run}: nothing exported yet", f"export it with: {command}")

@@ -78,7 +78,14 @@ def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path,
         ("train.optimizer", "adam", "train.optimizer: Input should be 'adamw' or 'sgd' (given: 'adam')"),
         ("augment.scale", "[0.9, 0.2]", "augment: scale: expected 0.05 <= low <= high <= 1"),
         ("augment.flip", "maybe", "augment.flip: Input should be a valid boolean"),
-        ("name", "../evil", "name: String should match pattern"),
+        ("name", "../evil", "name: names a folder: leave out /, "),
+        ("name", "a\\b", "name: names a folder: leave out /, "),
+        ("name", '"a\\nb"', "name: names a folder: leave out /, "),
+        ("name", '"\\ud800"', "name: names a folder: leave out /, "),
+        ("name", ".hidden", "name: names a folder: it begins with no dot"),
+        ("name", "-h", "name: names a folder: it begins with no dot"),
+        ("name", "'a '", "name: names a folder: it begins with no dot, dash or space, and ends with no space"),
+        ("name", "é" * 101, "name: names a folder: it is too long"),
         ("name", "", "name: Input should be a valid string"),
         ("student", "tsm_tiny", "student: Input should be a valid dictionary"),
         ("data.sampling", "every", "data.sampling: Input should be 'uniform' or 'dense'"),
@@ -93,6 +100,14 @@ def test_a_wrong_value_is_named(path: Path, key: str, value: str, said: str) -> 
     assert said in caught.value.message
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["my gestures", "Gebärden 2", "手势", "a.b_c-d"])
+def test_a_name_may_be_words_of_any_language(path: Path, name: str) -> None:
+    loaded = recipe_reader.load(path, [f"name={name}"])
+    assert loaded.name == name
+    path.write_text(loaded.to_yaml(), encoding="utf-8")
+    assert recipe_reader.load(path) == loaded
 
 
 def test_values_that_exclude_each_other_are_said_once(path: Path) -> None:
