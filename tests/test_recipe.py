@@ -59,7 +59,7 @@ def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path,
         if model is not None and model.weights != "none":  # where they lie needs a network; that they are known does not
             published.append((model.model, model.weights))
     monkeypatch.setattr(phases, "load_weights", lambda model, source: None)
-    phases.check_models(loaded, tmp_path)
+    assert phases.check_models(loaded, tmp_path) == [], "every model in a role that it is listed for"
     for model_name, weights in published:
         assert weights in phases.create_model(model_name, 2).sources()
 

@@ -77,9 +77,11 @@ def _open_run(
 
 def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
     # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
-    check_models(config, folder)
+    unusual = check_models(config, folder)
     data = RunData.open(config)
     check_heads(config, folder, data)
+    for line in unusual if engine.main else ():
+        say(line)
     saved = folder / "recipe.yaml"
     before: str | None = None
     refused: UsageError | None = None

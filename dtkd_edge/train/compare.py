@@ -154,7 +154,8 @@ def _check_methods(recipe: str, base: list[str], variants: dict[str, tuple[str, 
     from dtkd_edge.train.phases import check_models  # with torch, which a finished comparison does without
 
     configs = [recipes.load(recipe, [*base, *sets]) for sets in variants.values()]
-    check_models(configs[0], teachers_run, [config.distill for config in configs])
+    for line in check_models(configs[0], teachers_run, [config.distill for config in configs]):
+        say(line)
 
 
 def _check_resplit(recipe: str, overrides: list[str], seeds: list[int]) -> None:

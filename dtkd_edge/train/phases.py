@@ -40,10 +40,11 @@ M = TypeVar("M", bound=nn.Module)
 PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
 
 
-def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] = ()) -> None:
+def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] = ()) -> list[str]:
     """Refuse what cannot be built or loaded before anything is written or trained, not after the teachers' hour.
 
     folder: of the run, which may have finished teachers. methods: those that will train the student; none: the recipe's.
+    Returns a line about each network in a role that its model is not listed for: that works, and is hardly ever meant.
     """
     teachers = {name: c for name in ("cnn", "vit") if (c := getattr(recipe.teachers, name)) is not None}
     methods = methods or [recipe.distill]
@@ -57,6 +58,15 @@ def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] 
     student = _try_to_build(recipe, recipe.student, "student")
     for method in methods:
         DistillationTask(student, networks, method)
+    return [line for name, network in {"student": student, **networks}.items() if (line := _unlisted_role(name, network))]
+
+
+def _unlisted_role(name: str, network: VideoModel) -> str:
+    role, section = (name, name) if name == "student" else (f"{name}-teacher", f"teachers.{name}")
+    if role in network.info.roles:
+        return ""
+    listed = " and ".join(network.info.roles)
+    return f"{section}.model: {network.info.name} is listed as {listed}, not as {role}: see dtkd-edge models"
 
 
 def _try_to_build(recipe: Recipe, config: ModelConfig, section: str, *, weights: bool = True) -> VideoModel:

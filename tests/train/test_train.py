@@ -21,6 +21,7 @@ from train_cases import SMALL, command, run_cli, with_sets
 from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError
 from dtkd_edge.models import create_model
 from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.recipe_reader import load
 from dtkd_edge.train import loop
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.command import train
@@ -28,6 +29,7 @@ from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.eval_command import parse_views
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loss_check import Step, check_loss
+from dtkd_edge.train.phases import check_models
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -336,6 +338,15 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path, smal
     with pytest.raises(DtkdEdgeError):
         train("quickstart", overrides=[*small, *kind, bad], out=out)
     assert not out.exists()
+
+
+def test_a_model_in_a_role_that_it_is_not_listed_for_is_named(small: list[str], tmp_path: Path) -> None:
+    assert check_models(load("quickstart", small), tmp_path) == []
+    changed = ["student.model=vit_tubelet_tiny", "teachers.vit.model=tsm_tiny", "teachers.vit.options={}", "distill.sdd=0"]
+    assert check_models(load("quickstart", [*small, *changed]), tmp_path) == [
+        "student.model: vit_tubelet_tiny is listed as vit-teacher, not as student: see dtkd-edge models",
+        "teachers.vit.model: tsm_tiny is listed as student and cnn-teacher, not as vit-teacher: see dtkd-edge models",
+    ]
 
 
 def test_views() -> None:
