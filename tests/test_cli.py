@@ -11,23 +11,29 @@ from pathlib import Path
 
 import pytest
 
+from dtkd_edge.console import counted
+
 Main = Callable[..., tuple[int, str, str]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = ["train", "eval", "export", "bench", "predict", "demo", "models", "doctor", "data"]
 
 
-def test_help_names_every_command(dtkd_edge: Run) -> None:
-    done = dtkd_edge("--help")
+def test_help_names_every_command_and_cuts_no_summary(dtkd_edge: Run) -> None:
+    done = dtkd_edge("--help", env={"COLUMNS": "80"})
     assert done.returncode == 0
     for command in COMMANDS:
         assert f" {command} " in done.stdout
+    for said in (done.stdout, dtkd_edge("data", "-h", env={"COLUMNS": "80"}).stdout):
+        listed = said.partition("Commands:\n")[2].splitlines()
+        assert len(listed) >= 3 and all(line.endswith(".") and "..." not in line and len(line) <= 80 for line in listed), said
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "data synth", "data check"])
 def test_every_command_explains_itself(main: Main, command: str) -> None:
     code, out, err = main(*command.split(), "--help")
     assert code == 0
+    assert main(*command.split(), "-h") == (code, out, err)
     assert "Usage" in out
     assert err == ""
 
@@ -109,6 +115,11 @@ def test_a_training_writes_into_no_folder_of_other_files_and_no_file(main: Main,
         assert (ended, said in err) == (code, True), err
         assert "--out" in err.splitlines()[-1] or code == 3
     assert {path for path in Path().rglob("*") if path.is_file()} == {clip, file}
+
+
+def test_one_is_no_plural() -> None:
+    said = [counted(number, "class", "classes") for number in (0, 1, 2)] + [counted(1, "clip"), counted(3, "clip")]
+    assert said == ["0 classes", "1 class", "2 classes", "1 clip", "3 clips"]
 
 
 def test_debug_shows_the_traceback_anywhere_on_the_line(main: Main) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.console import progress, say, write_result
+from dtkd_edge.console import counted, progress, say, write_result
 from dtkd_edge.data.catalogue import SIDES, Catalogue, Clip, Split, open_split
 from dtkd_edge.data.check import data_config, name_of, too_many_broken
 from dtkd_edge.data.encode import encode, require_av
@@ -102,10 +102,9 @@ def pack(
     }
     if json is not None:
         write_result(result, json)
-    say(
-        f"{out}: {result['clips']['train']} training and {result['clips']['val']} validation clips, {made} files made now, "
-        f"{result['bytes'] / 1e6:.1f} MB in all ({result['seconds']:.1f} s)"
-    )
+    packed = f"{result['clips']['train']} training and {counted(result['clips']['val'], 'validation clip')}"
+    size = f"{result['bytes'] / 1e6:.1f} MB in all ({result['seconds']:.1f} s)"
+    say(f"{out}: {packed}, {counted(made, 'file')} made now, {size}")
     say(f"train on it with: --set data.kind=folder --set data.root={out}")
     return result
 
@@ -209,7 +208,7 @@ def _pack_all(out: Path, work: dict[str, Clip], settings: Settings, done: _Journ
     """Make what is not there yet, by threads: decoder and encoder let go of the interpreter lock. Returns how many were made."""
     todo = [name for name, clip in sorted(work.items()) if not done.has(name, clip.state(), out / name)]
     if len(todo) < len(work):
-        say(f"{out}: {len(work) - len(todo)} of {len(work)} clips are packed already")
+        say(f"{out}: {len(work) - len(todo)} of {counted(len(work), 'clip')} packed already")
 
     def one(name: str) -> None:
         clip = work[name]

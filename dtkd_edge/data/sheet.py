@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import Catalogue, Clip
 from dtkd_edge.errors import VideoError
 from dtkd_edge.files import atomic_path
@@ -36,7 +37,7 @@ def write_sheet(path: Path, catalogue: Catalogue, usable: Callable[[Clip], bool]
         while len(name) > 1 and font.getlength(name) > NAME - 12:
             name = name[:-2] + "…"
         draw.text((8, top + height / 2 - 10), name, fill="black", font=font, anchor="lm")
-        draw.text((8, top + height / 2 + 10), f"{len(members)} clips", fill="gray", font=small, anchor="lm")
+        draw.text((8, top + height / 2 + 10), counted(len(members), "clip"), fill="gray", font=small, anchor="lm")
         for column, thumb in enumerate(_thumbs(catalogue, members, usable)):
             picture.paste(thumb, (NAME + column * (width + 4), top))
     with atomic_path(path) as aside:

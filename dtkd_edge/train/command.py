@@ -15,7 +15,7 @@ from rich.table import Table
 import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
-from dtkd_edge.console import print_table, say
+from dtkd_edge.console import counted, print_table, say
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.files import disk_errors, sole_writer, write_json, write_text
@@ -166,7 +166,7 @@ def print_results(metrics: dict[str, Any]) -> None:
         rows["student"] = metrics["student"]
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "n"))
     scored = min((int(row["n"]) for row in rows.values()), default=0)  # without those that do not decode
-    table = Table(title=f"validation accuracy, {scored} clips, views={metrics['views']}")
+    table = Table(title=f"validation accuracy, {counted(scored, 'clip')}, views={metrics['views']}")
     table.add_column("model")
     alone = all(column.startswith("action_") for column in columns)  # no other head to tell it from
     for column in columns:

@@ -25,7 +25,7 @@ import numpy as np
 from rich.table import Table
 
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import counted, print_table, say, write_result
 from dtkd_edge.data.catalogue import GENERATED, open_split
 from dtkd_edge.distill.methods import LOSSES, find_method, needed_teachers
 from dtkd_edge.errors import RecipeError, UsageError
@@ -279,7 +279,9 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 def table(result: dict[str, Any]) -> Table:
     each = ", each with clips of its own held out" if result.get("resplit") else ""
-    out = Table(title=f"{result['recipe']}: validation top-1, {len(result['seeds'])} seeds{each}, mean ± standard error")
+    out = Table(
+        title=f"{result['recipe']}: validation top-1, {counted(len(result['seeds']), 'seed')}{each}, mean ± standard error"
+    )
     for number, column in enumerate(columns(result["reference"])):
         out.add_column(column, justify="right" if number else "left")
     for row in cells(result):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import counted, print_table, say, write_result
 from dtkd_edge.errors import UsageError
 from dtkd_edge.train import submission as challenge
 from dtkd_edge.train.scores import write_confusion
@@ -45,9 +45,10 @@ def evaluate(
         print_table(_eval_table(result))
     if submission is not None:
         scored = "" if result["heads"] else ", not scored: they have no labels, or of classes that the model lacks"
-        say(f"submission: {submission}: {result['n']} segments{scored}")
+        say(f"submission: {submission}: {counted(result['n'], 'segment')}{scored}")
         if missing:
-            say(f"{submission}: lacks {len(missing)} segments that do not decode, such as {missing[0]}: the challenge wants all")
+            lost = f"{counted(len(missing), 'segment')} that cannot be decoded, such as {missing[0]}"
+            say(f"{submission}: lacks {lost}: the challenge wants all")
     if confusion is not None and result["heads"]:
         for head, names in done.labels.items():
             path = confusion if len(done.labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
@@ -57,7 +58,7 @@ def evaluate(
 
 
 def _eval_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
+    table = Table(title=f"{result['target']}: {counted(result['n'], 'clip')}, views={result['views']}")
     table.add_column("head")
     for column in ("top-1", "top-5", "mean class"):
         table.add_column(column, justify="right")

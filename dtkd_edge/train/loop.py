@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dtkd_edge.console import Bar, progress
+from dtkd_edge.console import Bar, counted, progress
 from dtkd_edge.data.dataset import ClipDataset
 from dtkd_edge.data.loader import Loader
 from dtkd_edge.distill.task import DistillationTask, TeacherOutput
@@ -327,7 +327,7 @@ def count_broken(phase: Phase, broken: list[tuple[int, str]], log: RunLog) -> No
             log.note(f"skipped: {message}", phase=phase.name, broken=message)
     if len(phase.broken) > phase.max_broken * len(phase.data):
         raise DataError(
-            f"{len(phase.broken)} of {len(phase.data)} training clips do not decode, more than data.max_broken "
+            f"{len(phase.broken)} of {counted(len(phase.data), 'training clip')} do not decode, more than data.max_broken "
             f"= {phase.max_broken:g} allows",
             "look at them with: dtkd-edge data check   (or raise data.max_broken)",
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dtkd_edge
+from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
 from dtkd_edge.data.loader import make_loader
@@ -152,13 +153,13 @@ class RunContext:
         self._val_broken: set[str] = set()
 
     def describe(self) -> str:
-        classes = ", ".join(
-            f"{len(names)} classes" if h == "action" else f"{len(names)} {h}s" for h, names in self.labels.items()
-        )
+        words = {head: ("class", "classes") if head == "action" else (head,) for head in self.labels}
+        classes = ", ".join(counted(len(names), *words[head]) for head, names in self.labels.items())
+        train, val = counted(len(self.train), "training clip"), counted(len(self.val), "validation clip")
         return (
-            f"{self.recipe.name}: {len(self.train)} training clips ({len(self.student_clips)} of them for the student), "
-            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device.type}, "
-            f"{self.engine.world} process{'es' if self.engine.world > 1 else ''}"
+            f"{self.recipe.name}: {train} ({len(self.student_clips)} of them for the student), "
+            f"{val}, {classes}, method {self.recipe.distill.method}, {self.device.type}, "
+            f"{counted(self.engine.world, 'process', 'processes')}"
         )
 
     def build(self, config: ModelConfig, phase: str) -> VideoModel:
@@ -204,7 +205,7 @@ class RunContext:
         self._val_broken |= set(scores.broken)
         if len(scores.broken) > self.recipe.data.max_broken * len(self.val) or len(scores.broken) == len(self.val):
             raise DataError(
-                f"{len(scores.broken)} of {len(self.val)} validation clips do not decode, more than data.max_broken "
+                f"{len(scores.broken)} of {counted(len(self.val), 'validation clip')} do not decode, more than data.max_broken "
                 f"= {self.recipe.data.max_broken:g} allows",
                 "look at them with: dtkd-edge data check   (or raise data.max_broken)",
             )

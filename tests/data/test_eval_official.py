@@ -129,7 +129,7 @@ def test_unlabelled_test_segments_get_a_file_and_no_scores(
     video.with_name("P03_22.MP4").write_bytes(b"")
     result = evaluate(run, overrides=test, submission=tmp_path / "s.json")
     assert result["submission"]["missing"] == ["P03_22_0"]
-    assert "lacks 1 segments that do not decode, such as P03_22_0" in capsys.readouterr().err
+    assert "lacks 1 segment that cannot be decoded, such as P03_22_0" in capsys.readouterr().err
 
 
 def test_a_model_with_other_class_numbers_writes_the_official_ones(tmp_path: Path) -> None:
