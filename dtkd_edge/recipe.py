@@ -148,6 +148,11 @@ class OptimConfig(_Section):
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last epoch is always evaluated")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the epoch whose weights are kept; best: the one of the highest validation top-1 among those evaluated, "
+        "whose score then flatters a little, since these clips chose it",
+    )
 
     @field_validator("milestones")
     @classmethod

@@ -138,6 +138,7 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
         metrics = {
             **({"student": scores["student"].table()} if "student" in scores else {}),
             "teachers": {name: scores[name].table() for name in teachers},
+            **({"kept_epochs": context.kept} if context.kept else {}),
             "method": config.distill.method,
             "views": "1x1",
             "clips": {"train": len(context.train), "student": len(context.student_clips), "val": len(context.val)},
@@ -171,8 +172,12 @@ def print_results(metrics: dict[str, Any]) -> None:
     alone = all(column.startswith("action_") for column in columns)  # no other head to tell it from
     for column in columns:
         table.add_column(column.removeprefix("action_") if alone else column, justify="right")
+    kept = metrics.get("kept_epochs", {})
     for name, row in rows.items():
-        table.add_row(name, *[f"{row[column]:.3f}" if column in row else "" for column in columns])
+        epoch = kept.get(name.removeprefix("teacher "))
+        table.add_row(
+            f"{name}, epoch {epoch}" if epoch else name, *[f"{row[column]:.3f}" if column in row else "" for column in columns]
+        )
     print_table(table)
 
 

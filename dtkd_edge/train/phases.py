@@ -151,6 +151,7 @@ class RunContext:
         self.cache = FrameCache(recipe.data.cache_mb)
         self._val_sets: dict[tuple[JointSampling, int], ClipDataset] = {}
         self._val_broken: set[str] = set()
+        self.kept: dict[str, int] = {}  # phase → epoch, where it is not the last
 
     def describe(self) -> str:
         words = {head: ("class", "classes") if head == "action" else (head,) for head in self.labels}
@@ -246,6 +247,11 @@ class RunContext:
         task = channels_last(task).to(self.device)
         return self.phase("student", self.recipe.train, task, self.student_clips, sampling, size)
 
+    def fit(self, phase: Phase) -> None:
+        epoch = fit(phase, self.log, resume=self.resume)
+        if epoch != phase.config.epochs:
+            self.kept[phase.name] = epoch
+
     def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:
         if not self.engine.main:
             return
@@ -282,7 +288,7 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
     if config.train is not None:
         sampling = joint_sampling(run.recipe, [model])
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing, sampling).to(run.device)
-        fit(run.phase(name, config.train, task, run.train, sampling, model.info.size), run.log, resume=run.resume)
+        run.fit(run.phase(name, config.train, task, run.train, sampling, model.info.size))
     scores = run.score(model, 32)
     run.save(stem, model, config, scores)
     return model.eval().requires_grad_(False), scores
@@ -292,7 +298,7 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> Scores:
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
-    fit(run.student_phase(student, teachers, recipe.distill), run.log, resume=run.resume)
+    run.fit(run.student_phase(student, teachers, recipe.distill))
     scores = run.score(student, recipe.train.batch_size)
     run.save(run.folder / "student", student, recipe.student, scores)
     return scores
