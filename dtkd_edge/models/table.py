@@ -85,7 +85,9 @@ class ModelTable:
     @classmethod
     def read(cls) -> ModelTable:
         found: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
-        rows = [{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in found["rows"]]
+        rows: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()} for row in found["rows"]
+        ]
         return cls(found["families"], [Row(**row) for row in rows])
 
     def to_json(self) -> dict[str, Any]:
