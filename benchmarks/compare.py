@@ -10,7 +10,7 @@ from dtkd_edge.benchmarks.record import Latency, Record, read_records
 from dtkd_edge.benchmarks.report import number
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
 from dtkd_edge.benchmarks.statistics import percentile_ratio, ratio_interval, share_difference
-from dtkd_edge.console import print_table, say, write_result
+from dtkd_edge.console import counted, print_table, say, write_result
 from dtkd_edge.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -160,7 +160,5 @@ def compare_files(
     bad = [c for c in changes if c.verdict == "REGRESSION"]
     if bad:
         names = ", ".join(dict.fromkeys(f"{c.key[0]} {c.key[4]} {c.what}" for c in bad))
-        raise VerificationError(
-            f"{len(bad)} regression{'s' if len(bad) > 1 else ''}: {names}", "see the table; bench again if noisy"
-        )
+        raise VerificationError(f"{counted(len(bad), 'regression')}: {names}", "see the table; bench again if noisy")
     return changes

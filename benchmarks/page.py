@@ -11,6 +11,7 @@ from dtkd_edge.benchmarks.queries import included
 from dtkd_edge.benchmarks.record import Accuracy, Record, input_of, several_inputs
 from dtkd_edge.benchmarks.report import COLUMNS, RIGHT, cells, device_line, legend, number, per_query, place, shown, timed
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
+from dtkd_edge.console import counted
 from dtkd_edge.page import document, figure
 
 
@@ -84,7 +85,10 @@ def _tiles(records: list[Record], names: _Names) -> str:
         accuracy, top = max(rated, key=lambda pair: pair[0].top1)
         low, high = (100 * v for v in accuracy.top1_interval)
         tiles.append(
-            (f"{100 * accuracy.top1:.1f} %", f"best top-1 on {accuracy.n} clips ({low:.1f}–{high:.1f}): {names.name(top)}")
+            (
+                f"{100 * accuracy.top1:.1f} %",
+                f"best top-1 on {counted(accuracy.n, 'clip')} ({low:.1f}–{high:.1f}): {names.name(top)}",
+            )
         )
     offline = [r for r in records if r.scenario == "offline" and r.throughput]
     if offline:

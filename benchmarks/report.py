@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from dtkd_edge.benchmarks.queries import included
 from dtkd_edge.benchmarks.record import NO_ACCURACY, NO_MLPERF, NOISY, Accuracy, HeadAccuracy, Record, input_of, several_inputs
 from dtkd_edge.benchmarks.scenarios import SCENARIOS
-from dtkd_edge.console import PIPE_WIDTH
+from dtkd_edge.console import PIPE_WIDTH, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,7 +110,7 @@ def _what(record: Record) -> str:
 def threads(record: Record) -> str:
     """'2 threads', where the bench was told how many."""
     count = record.device.threads
-    return f"{count} thread{'s' if count > 1 else ''}" if count else ""
+    return counted(count, "thread") if count else ""
 
 
 def place(record: Record) -> str:
@@ -217,7 +217,7 @@ def agreement_line(records: list[Record]) -> list[str]:
 def accuracy_line(accuracy: Accuracy, views: str) -> str:
     left_out = f"; {accuracy.broken} broken left out" if accuracy.broken else ""
     left_out += f"; {accuracy.unknown} of classes that the artefact does not know left out" if accuracy.unknown else ""
-    return f"Accuracy: {accuracy.n} clips of {accuracy.data}, views={views}, 95 % Wilson interval{left_out}."
+    return f"Accuracy: {counted(accuracy.n, 'clip')} of {accuracy.data}, views={views}, 95 % Wilson interval{left_out}."
 
 
 def heads_line(label: str, heads: Mapping[str, HeadAccuracy]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.console import say
+from dtkd_edge.console import counted, say
 from dtkd_edge.deploy.classifier import Classifier, Prediction, is_artifact_or_run, load_newest
 from dtkd_edge.deploy.demo import demo
 from dtkd_edge.errors import InputError, UsageError, VideoError
@@ -55,7 +55,7 @@ def predict(paths: list[Path], *, json: bool = False, top: int = 5, device: str 
                 _print(video, result, top)
     if broken:
         raise VideoError(
-            f"{broken} of {len(videos)} videos could not be read", "they are named above; re-encode or leave them out"
+            f"{broken} of {counted(len(videos), 'video')} could not be read", "they are named above; re-encode or leave them out"
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dtkd_edge.console import say
+from dtkd_edge.console import counted, say
 from dtkd_edge.deploy.camera import Grabber
 from dtkd_edge.deploy.classifier import load_newest
 from dtkd_edge.deploy.guard import is_loopback
@@ -110,10 +110,11 @@ def demo(
         raise failure
     ages = pipeline.ages
     if options.fast:
-        say(f"{grabber.grabbed} frames, {ages.count} labels: {shown:.1f} s of video in {seconds:.1f} s, {shown / seconds:.1f}×")
+        did = f"{counted(grabber.grabbed, 'frame')}, {counted(ages.count, 'label')}"
+        say(f"{did}: {shown:.1f} s of video in {seconds:.1f} s, {shown / seconds:.1f}×")
         return
     say(
-        f"{grabber.grabbed} frames, {grabber.dropped} dropped, {ages.count} labels, "
+        f"{counted(grabber.grabbed, 'frame')}, {grabber.dropped} dropped, {counted(ages.count, 'label')}, "
         f"age p50 {ages.percentile(50) * 1000:.0f} ms, p90 {ages.percentile(90) * 1000:.0f} ms"
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dtkd_edge.console import say
+from dtkd_edge.console import counted, say
 from dtkd_edge.deploy import overlay
 from dtkd_edge.deploy.camera import Frame
 from dtkd_edge.deploy.live import Live
@@ -85,7 +85,10 @@ class Recorder:
         self._queue.put(None)
         self._thread.join(20)
         if self.written:
-            say(f"recorded {self.written} frames to {self.path}" + (f", left out {self.skipped}" if self.skipped else ""))
+            say(
+                f"recorded {counted(self.written, 'frame')} to {self.path}"
+                + (f", left out {self.skipped}" if self.skipped else "")
+            )
 
     def _take(self, frame: Frame) -> None:
         taken = (frame, self.pipeline.live)  # what was known when it came: the encoder may be some frames behind

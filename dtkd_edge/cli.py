@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,9 @@ from dtkd_edge import __version__
 from dtkd_edge.errors import UsageError
 from dtkd_edge.exits import ended_by_others, goes_on, reported
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
+
+if TYPE_CHECKING:
+    from dtkd_edge.recipe import Recipe
 
 
 class _Group(TyperGroup):
@@ -38,6 +41,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # drawing --help with rich costs twice its time
+    context_settings={"help_option_names": ["-h", "--help"]},  # of every command below, too
 )
 data_app = typer.Typer(help="Check and make data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
@@ -61,12 +65,22 @@ def root(
     """Options that stand before the command."""
 
 
-def _check_recipe(recipe: str, overrides: list[str] | None) -> None:
-    """Refuse a mistyped recipe at once, before torch is imported: that takes seconds."""
+def _check_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
+    """Refuse a mistyped recipe, or data that is not there, at once, before torch is imported: that takes seconds."""
     from dtkd_edge.console import say
+    from dtkd_edge.data.catalogue import check_root
+    from dtkd_edge.distill.methods import find_method
     from dtkd_edge.recipe_reader import load
 
-    load(recipe, overrides or [], **({"tell": say} if os.environ.get("RANK", "0") == "0" else {}))  # one rank speaks for all
+    config = load(recipe, overrides or [], **({"tell": say} if _speaks() else {}))
+    find_method(config.distill.method)
+    check_root(config.data)
+    return config
+
+
+def _speaks() -> bool:
+    """Whether this is the one process of a training that speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()
@@ -77,13 +91,19 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
     splits: Annotated[str | None, typer.Option(help="hmdb51, ucf101: a run per official split, such as 1,2,3.")] = None,
 ) -> None:
-    """Train the teachers (where the recipe says so), then the student with both of them."""
-    _check_recipe(recipe, set_)
+    """Train the teachers, then the student with both of them.
+
+    The recipe says which of them are finished and need no training."""
+    config = _check_recipe(recipe, set_)
     if splits is not None:
         from dtkd_edge.train.splits import train_splits
 
         train_splits(recipe, splits, overrides=set_ or [], out=out, resume=resume)
         return
+    from dtkd_edge.runs import RUNS, check_out
+
+    if _speaks():
+        check_out(out or RUNS / config.name)
     from dtkd_edge.train.command import train as run
 
     run(recipe, overrides=set_ or [], out=out, resume=resume)
@@ -109,7 +129,9 @@ def evaluate(
     ] = None,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """Accuracy of a run's student, or of an artefact, on the validation clips."""
+    """Accuracy of a run's student, or of an artefact.
+
+    On the run's validation clips, or on other labelled videos."""
     if splits is not None:
         for option, given in (("--data", data), ("--confusion", confusion), ("--submission", submission)):
             if given is not None:
@@ -118,7 +140,7 @@ def evaluate(
 
         evaluate_splits(target, splits, overrides=set_ or [], views=views, json_file=json)
         return
-    from dtkd_edge.train.command import evaluate as run
+    from dtkd_edge.train.eval_command import evaluate as run
 
     run(
         target, overrides=set_ or [], views=views, json=json, data=data, confusion=confusion, submission=submission, sls=sls
@@ -140,7 +162,9 @@ def compare(
     resplit: Annotated[bool, typer.Option("--resplit", help="Each seed holds out other clips: for small data sets.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """The same student under several methods: mean ± standard error, paired differences. Resumable."""
+    """The same student under several methods and seeds, side by side.
+
+    Mean ± standard error and paired differences; an interrupted comparison goes on where it was."""
     _check_recipe(recipe, set_)
     from dtkd_edge.train.compare import compare as run
 
@@ -181,7 +205,7 @@ def export(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Export nothing: the table of what can be exported.")] = False,
 ) -> None:
-    """Strip the training-only branches, trace, build, verify on real clips."""
+    """Make an artefact of a run: strip, trace, build, verify on clips."""
     if markdown:
         from dtkd_edge.export.support import support_table
 
@@ -231,7 +255,7 @@ def bench(
     accuracy_limit: Annotated[float, typer.Option(min=0, help="--compare: points of top-1 that are one.")] = 1.0,
     tool_versions: Annotated[bool, typer.Option("--tool-versions", hidden=True)] = False,  # asked for over ssh
 ) -> None:
-    """Latency, throughput and accuracy of exported artefacts on a device."""
+    """Latency, throughput and accuracy of artefacts on a device."""
     if tool_versions:
         from dtkd_edge.benchmarks.rows import versions
         from dtkd_edge.console import write_result
@@ -323,9 +347,9 @@ def demo(
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="One model, in full.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole list as a page for the documentation.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The list as a page for the documentation.")] = False,
 ) -> None:
-    """The models that a recipe can name: sizes, parameters, feature taps, published checkpoints."""
+    """The models that a recipe can name: sizes, taps, checkpoints."""
     from dtkd_edge.models.command import show
 
     show(name, markdown=markdown)
@@ -336,7 +360,7 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="One recipe, as its file is: the start of your own.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="All recipes and keys as a page for the documentation.")] = False,
 ) -> None:
-    """The recipes that ship with the package, and one of them as a file to change."""
+    """The recipes that ship with the package, and one as a file."""
     from dtkd_edge.recipe_page import show
 
     show(name, markdown=markdown)
@@ -361,7 +385,7 @@ def data_synth(
     size: Annotated[int, typer.Option(min=24, help="Pixels of a side.")] = 48,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Write the generated motion set as mp4 files with train and val lists."""
+    """Write the generated motion set as mp4 files with two lists."""
     from dtkd_edge.data.command import synth
 
     synth(out, kind=kind, clips=clips, val_clips=val_clips, size=size, seed=seed)
@@ -375,7 +399,9 @@ def data_check(
     sums: Annotated[bool, typer.Option("--sums", help="kind shards: hash every shard, as the index says.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """Read every clip of a data set: counts, broken files, class balance, copies, decoding speed."""
+    """Read every clip of a data set: counts, broken files, copies.
+
+    Also class balance, clips on both sides, and how fast the files decode."""
     from dtkd_edge.data.check import check
 
     with goes_on(_WHERE_IT_STOPPED):
@@ -397,7 +423,7 @@ def data_pack(
     copy: Annotated[bool, typer.Option("--copy", help="--shards: take whole files as they are, without encoding.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON there; - for stdout.")] = None,
 ) -> None:
-    """Re-encode a data set to a short side, one file per clip or in tar shards, for quick reading."""
+    """Re-encode a data set for quick reading, in files or tar shards."""
     from dtkd_edge.data.pack import Settings, pack
 
     if copy and shards is None:

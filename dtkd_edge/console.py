@@ -23,6 +23,11 @@ def say(text: str) -> None:
     print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """ "1 clip", "3 clips"; several: where an s at the end does not make it."""
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 def output_width() -> int:
     """Characters of a line on standard output."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH

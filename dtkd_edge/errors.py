@@ -18,6 +18,9 @@ Every error carries what is wrong with which file or option (`message`) and what
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DtkdEdgeError(Exception):
     """Base of all errors that dtkd-edge raises on purpose. `message` and `hint` are one line each."""
@@ -75,3 +78,9 @@ class MissingDevice(NotHereError): ...
 
 class VerificationError(DtkdEdgeError):
     exit_code = 5
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """How a hint begins where a known name is near: "did you mean student? ", else "". prefix: what stands before each name."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {prefix}{near[0]}? " if near else ""

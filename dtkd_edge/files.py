@@ -197,6 +197,14 @@ def check_output(option: str, path: Path, *suffixes: str) -> None:
         raise InputError(f"{option} {error.message}", error.hint) from error
 
 
+def is_foreign(place: Path, *marks: str) -> bool:
+    """Whether something lies there that we did not make: a file, or a folder with anything in it and none of our marks, which are
+    patterns of names."""
+    if not place.is_dir():
+        return place.exists()
+    return any(place.iterdir()) and not any(found for mark in marks for found in place.glob(mark))
+
+
 def cache_folder() -> Path:
     """Where things that can be made again are kept: `$DTKD_EDGE_CACHE`, or `~/.cache/dtkd-edge`."""
     return Path(os.environ.get("DTKD_EDGE_CACHE") or Path.home() / ".cache" / "dtkd-edge")

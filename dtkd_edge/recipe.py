@@ -148,6 +148,11 @@ class OptimConfig(_Section):
     head_lr: float = Field(1.0, gt=0, le=1000, description="the head's learning rate, as a multiple of lr")
     checkpoint_every: int = Field(1, ge=1, description="epochs between two checkpoints")
     eval_every: int = Field(1, ge=1, description="epochs between two evaluations; the last epoch is always evaluated")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the epoch whose weights are kept; best: the one of the highest validation top-1 among those evaluated, "
+        "whose score then flatters a little, since these clips chose it",
+    )
 
     @field_validator("milestones")
     @classmethod
@@ -299,7 +304,7 @@ class DistillConfig(_Section):
 
 
 class Recipe(_Section):
-    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's folder below runs/")
+    name: str = Field(..., description="the run's folder below runs/: any words, without a / in them")
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="what networks train in; losses and weights stay fp32")
@@ -311,6 +316,17 @@ class Recipe(_Section):
     teachers: TeachersConfig = Field(default_factory=TeachersConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     train: OptimConfig = Field(default_factory=OptimConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.isprintable() or "/" in name or "\\" in name:
+            raise ValueError("names a folder: leave out /, \\, line breaks and other control characters")
+        if name != name.strip() or name[:1] in ("", ".", "-"):
+            raise ValueError("names a folder: it begins with no dot, dash or space, and ends with no space")
+        if len(name.encode()) > 200:
+            raise ValueError("names a folder: it is too long")
+        return name
 
     @model_validator(mode="after")
     def _stored_outputs_are_of_whole_clips(self) -> Recipe:

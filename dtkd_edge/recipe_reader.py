@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dtkd_edge.errors import InputError, RecipeError
+from dtkd_edge.errors import InputError, RecipeError, did_you_mean
 from dtkd_edge.recipe import DataConfig, Recipe
 
 # Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
@@ -76,11 +76,14 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A mistyped key comes first: it is why the right one is missing.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "recipe"
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_keys_beside(first["loc"])) or "none"
-            raise RecipeError(f"{where}: unknown key {key}", f"known keys there: {known}") from error
+            section, dot, last = key.rpartition(".")
+            known = _keys_beside(first["loc"])
+            hint = f"{did_you_mean(last, known, section + dot)}known keys there: {', '.join(known) or 'none'}"
+            raise RecipeError(f"{where}: unknown key {key}", hint) from error
         message = first["msg"].removeprefix("Value error, ")
         given = first["input"]
         if isinstance(given, (str, int, float, bool, list)):
@@ -122,7 +125,8 @@ def _read(source: str | Path) -> tuple[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: not readable: {error}", "check the file") from error
     if str(source) not in shipped():
-        raise RecipeError(f"{source}: no recipe of that name", f"shipped recipes: {', '.join(shipped())}")
+        hint = f"{did_you_mean(str(source), shipped())}shipped recipes: {', '.join(shipped())}"
+        raise RecipeError(f"{source}: no recipe of that name", hint)
     return resources.files("dtkd_edge.recipes").joinpath(f"{source}.yaml").read_text(encoding="utf-8"), f"recipe {source}"
 
 
@@ -152,6 +156,12 @@ def differences(found: Any, wanted: Any, key: str = "") -> list[str]:
         keys = dict.fromkeys([*found, *wanted])
         return [d for k in keys for d in differences(found.get(k), wanted.get(k), f"{key}.{k}" if key else k)]
     return [] if found == wanted else [f"{key} = {found}, not {wanted}"]
+
+
+def first_of(differences: list[str]) -> str:
+    """As many as fit into a message."""
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return ", ".join(differences[:3]) + more
 
 
 def missing_keys(path: Path) -> list[str]:

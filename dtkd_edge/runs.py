@@ -7,12 +7,17 @@ bench/DATE.jsonl (every bench)  bench.jsonl  bench.html (the newest of each row)
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from dtkd_edge.artifact import MANIFEST
-from dtkd_edge.errors import InputError
+from dtkd_edge.errors import InputError, UsageError
+from dtkd_edge.files import check_place, is_foreign
 
 RUNS = Path("runs")
+METRICS = "metrics.json"  # of a run that is finished
+# What lies in a folder of ours from the first moment on: of a run, of a comparison, of one run per split.
+RUN, COMPARISON, SPLITS = ("recipe.yaml", ".lock"), ("compare.json", "seed-*"), ("splits.json", "split-*")
 
 
 def find_run(run: Path | None) -> Path:
@@ -27,6 +32,14 @@ def find_run(run: Path | None) -> Path:
     return max(finished, key=lambda folder: (folder / "student.json").stat().st_mtime)
 
 
+def check_out(folder: Path, marks: tuple[str, ...] = RUN) -> None:
+    """InputError where a training cannot write; UsageError where it would write among other files: a run in a folder of videos
+    would be read as one of their classes. marks: what a folder of the same kind has, which may go on."""
+    check_place(folder / marks[0])
+    if is_foreign(folder, *marks):
+        raise UsageError(f"{folder}: holds other files, and no run", "name a new or an empty folder with --out")
+
+
 def run_artifacts(run: Path) -> list[Path]:
     """Artefact folders of one run, oldest first."""
     folders = [p.parent for p in run.glob(f"export/*/{MANIFEST}") if not p.parent.name.startswith(".")]
@@ -39,7 +52,7 @@ def find_artifacts(given: list[Path]) -> list[Path]:
         run = find_run(None)
         found = run_artifacts(run)
         if not found:
-            raise InputError(f"{run}: nothing exported yet", f"export it with: dtkd-edge export {run} --target onnx")
+            raise _nothing_exported(run)
         return found
     out: list[Path] = []
     for path in given:
@@ -48,6 +61,11 @@ def find_artifacts(given: list[Path]) -> list[Path]:
             continue
         found = run_artifacts(path)
         if not found:
-            raise InputError(f"{path}: nothing exported yet", f"export it with: dtkd-edge export {path} --target onnx")
+            raise _nothing_exported(path)
         out += found
     return out
+
+
+def _nothing_exported(run: Path) -> InputError:
+    command = shlex.join(["dtkd-edge", "export", str(run), "--target", "onnx"])  # a run's name may have spaces
+    return InputError(f"{run}: nothing exported yet", f"export it with: {command}")

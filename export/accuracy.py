@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.artifact import AccuracyPart
+from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.data.lists import HEAD
 from dtkd_edge.deploy.backends import Backend
@@ -110,6 +111,6 @@ def words(part: AccuracyPart) -> str:
     change = f"{abs(part.drop):.1f} points " + ("lower than" if part.drop > 0 else "above" if part.drop < 0 else "from")
     text = (
         f"{named(part)}top-1 {change} float32's ({part.top1_reference:.1%} → {part.top1:.1%}, ± {part.stderr:.1f}, "
-        f"n {part.clips} clips, allowed {part.max_drop:g})"
+        f"n {counted(part.clips, 'clip')}, allowed {part.max_drop:g})"
     )
     return text + (f"; few clips: one is {100 / part.clips:.1f} points" if part.clips < FEW else "")

@@ -12,6 +12,7 @@ from dtkd_edge.export import build, engine, targets, verify
 from dtkd_edge.export.golden import CLIPS
 from dtkd_edge.export.stored import latency, refuse, stored_clips, verify_stored
 from dtkd_edge.export.targets import Request
+from dtkd_edge.files import is_foreign
 from dtkd_edge.runs import find_run
 
 
@@ -132,7 +133,7 @@ def _check_out(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         what = "a link" if out.is_symlink() else "a file"
         raise UsageError(f"--out {out}: {what}, and would be replaced by the artefact's folder", "name a new folder")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not (out.is_dir() and is_foreign(out)):
         return
     try:
         Artifact.open(out, check_files=False)

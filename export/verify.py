@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.artifact import Artifact, VerifyPart
+from dtkd_edge.console import counted
 from dtkd_edge.deploy.backends import Backend, open_backend
 from dtkd_edge.export import accuracy
 from dtkd_edge.export.golden import Golden, Logits, Run
@@ -180,7 +181,7 @@ def verdict(artifact: Artifact, part: VerifyPart, ms: dict[str, float] | None = 
         f"{manifest.name}: {'verified' if part.passed else 'NOT VERIFIED'}",
         f"{size:.1f} MB",
         f"error {part.error:.1e} of the logits' spread (allowed {part.tolerance:.1g})",
-        f"top-1 agrees on {part.top1_agreement:.1%} of {part.clips} clips",
+        f"top-1 agrees on {part.top1_agreement:.1%} of {counted(part.clips, 'clip')}",
     ]
     if manifest.accuracy:
         words.append(accuracy.words(manifest.accuracy))

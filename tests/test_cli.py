@@ -11,23 +11,29 @@ from pathlib import Path
 
 import pytest
 
+from dtkd_edge.console import counted
+
 Main = Callable[..., tuple[int, str, str]]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 COMMANDS = ["train", "eval", "export", "bench", "predict", "demo", "models", "doctor", "data"]
 
 
-def test_help_names_every_command(dtkd_edge: Run) -> None:
-    done = dtkd_edge("--help")
+def test_help_names_every_command_and_cuts_no_summary(dtkd_edge: Run) -> None:
+    done = dtkd_edge("--help", env={"COLUMNS": "80"})
     assert done.returncode == 0
     for command in COMMANDS:
         assert f" {command} " in done.stdout
+    for said in (done.stdout, dtkd_edge("data", "-h", env={"COLUMNS": "80"}).stdout):
+        listed = said.partition("Commands:\n")[2].splitlines()
+        assert len(listed) >= 3 and all(line.endswith(".") and "..." not in line and len(line) <= 80 for line in listed), said
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "data synth", "data check"])
 def test_every_command_explains_itself(main: Main, command: str) -> None:
     code, out, err = main(*command.split(), "--help")
     assert code == 0
+    assert main(*command.split(), "-h") == (code, out, err)
     assert "Usage" in out
     assert err == ""
 
@@ -113,6 +119,30 @@ def test_a_file_that_cannot_be_written_is_said_before_the_work(main: Main, args:
     assert fix.startswith("  fix: ") and "--out" not in fix
 
 
+@pytest.mark.parametrize(
+    "command", [["train"], ["train", "hmdb51", "--set", "data.root=.", "--splits", "1"], ["compare"]], ids=" ".join
+)
+def test_a_training_writes_into_no_folder_of_other_files_and_no_file(main: Main, command: list[str]) -> None:
+    clip, file = Path("my clips/wave/1.mp4"), Path("mk.py")
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes(b"a video")
+    file.write_bytes(b"a file")
+    for out, code, said in (
+        (clip.parents[1], 2, "my clips: holds other files, and no run"),
+        (file, 3, "a file stands where a folder is needed"),
+        (file / "below", 3, "a file stands where a folder is needed"),
+    ):
+        ended, _, err = main(*command, "--out", out)
+        assert (ended, said in err) == (code, True), err
+        assert "--out" in err.splitlines()[-1] or code == 3
+    assert {path for path in Path().rglob("*") if path.is_file()} == {clip, file}
+
+
+def test_one_is_no_plural() -> None:
+    said = [counted(number, "class", "classes") for number in (0, 1, 2)] + [counted(1, "clip"), counted(3, "clip")]
+    assert said == ["0 classes", "1 class", "2 classes", "1 clip", "3 clips"]
+
+
 def test_debug_shows_the_traceback_anywhere_on_the_line(main: Main) -> None:
     for args in (["--debug", "export"], ["export", "--debug"]):
         code, _, err = main(*args)
@@ -191,16 +221,33 @@ cli.main()
     assert err == "interrupted: the same command goes on\n"
 
 
-@pytest.mark.parametrize("command", ["train", "compare"])
-def test_a_mistyped_recipe_is_refused_before_torch_is_imported(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "ended", "said"),
+    [
+        ("train --set train.lrr=1", 3, "unknown key train.lrr"),
+        ("compare --set train.lrr=1", 3, "unknown key train.lrr"),
+        ("train folder", 3, "data.root: kind folder needs the folder"),
+        ("train folder --set data.root=nope", 3, "nope: no such folder"),
+        ("train --splits 1 hmdb51 --set data.root=nope", 3, "nope: no such folder"),
+        ("compare folder --set data.root=nope", 3, "nope: no such folder"),
+        ("train --set data.kind=films", 3, "'films' is no known data set"),
+        ("train --set distill.method=magic", 3, "magic: no method of that name"),
+        ("train --out clips", 2, "clips: holds other files"),
+        ("compare --out clips", 2, "clips: holds other files"),
+        ("eval nope", 3, "nope: no such run"),
+        ("eval --data nope", 3, "--data nope: no such folder"),
+    ],
+)
+def test_what_is_plainly_wrong_is_refused_before_torch_is_imported(tmp_path: Path, command: str, ended: int, said: str) -> None:
     code = f"""
 import sys
 from dtkd_edge import cli
-sys.argv = ["dtkd-edge", "{command}", "--set", "train.lrr=1"]
+sys.argv = ["dtkd-edge", *{command.split()}]
 try:
     cli.main()
 except SystemExit as end:
     print(end.code, "torch" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.split() == ["3", "False"] and "unknown key train.lrr" in done.stderr, done.stderr
+    (tmp_path / "clips" / "wave").mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == [str(ended), "False"] and said in done.stderr, done.stdout + done.stderr

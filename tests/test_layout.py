@@ -142,14 +142,17 @@ def test_the_package_lists_what_it_offers() -> None:
     assert {"load", "Classifier"} <= offered and not offered & {"Any", "TYPE_CHECKING", "annotations"}
 
 
+# Of torchvision, timm or accelerate through and through, and themselves imported where they are used.
+LATE = {"dtkd_edge.train.rank_norm", "dtkd_edge.data.rand_augment", "dtkd_edge.models.mvit_attention"}
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) in ML])
 def test_what_takes_long_to_import_waits_until_it_is_needed(module: str) -> None:
     """torchvision and timm together take longer to import than torch, and networks of ours need neither."""
-    if module in ("dtkd_edge.train.rank_norm", "dtkd_edge.data.rand_augment"):  # themselves imported where they are used
+    if module in LATE:
         return
     assert not {name.split(".")[0] for name in imports(MODULES[module])} & {"torchvision", "timm", "transformers", "accelerate"}
-    used = {"dtkd_edge.train.rank_norm", "dtkd_edge.data.rand_augment"} & set(imports(MODULES[module]))
-    assert not used
+    assert not LATE & set(imports(MODULES[module]))
 
 
 def test_imports_name_the_installed_package() -> None:

@@ -97,6 +97,7 @@ def test_the_wheel_of_the_source_archive(source: Path, environment: Path, tmp_pa
     wanted = {"dtkd_edge/py.typed"}
     for pattern, inside in (
         ("dtkd_edge/recipes/*.yaml", ""),
+        ("dtkd_edge/models/figures.json", ""),
         ("deploy/web/*", "dtkd_edge/"),
         ("deploy/jetson/*", "dtkd_edge/"),
         ("dtkd_edge/**/*.py", ""),

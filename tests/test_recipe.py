@@ -59,7 +59,7 @@ def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path,
         if model is not None and model.weights != "none":  # where they lie needs a network; that they are known does not
             published.append((model.model, model.weights))
     monkeypatch.setattr(phases, "load_weights", lambda model, source: None)
-    phases.check_models(loaded, tmp_path)
+    assert phases.check_models(loaded, tmp_path) == [], "every model in a role that it is listed for"
     for model_name, weights in published:
         assert weights in phases.create_model(model_name, 2).sources()
 
@@ -78,7 +78,14 @@ def test_every_shipped_recipe_builds(name: str, more: list[str], tmp_path: Path,
         ("train.optimizer", "adam", "train.optimizer: Input should be 'adamw' or 'sgd' (given: 'adam')"),
         ("augment.scale", "[0.9, 0.2]", "augment: scale: expected 0.05 <= low <= high <= 1"),
         ("augment.flip", "maybe", "augment.flip: Input should be a valid boolean"),
-        ("name", "../evil", "name: String should match pattern"),
+        ("name", "../evil", "name: names a folder: leave out /, "),
+        ("name", "a\\b", "name: names a folder: leave out /, "),
+        ("name", '"a\\nb"', "name: names a folder: leave out /, "),
+        ("name", '"\\ud800"', "name: names a folder: leave out /, "),
+        ("name", ".hidden", "name: names a folder: it begins with no dot"),
+        ("name", "-h", "name: names a folder: it begins with no dot"),
+        ("name", "'a '", "name: names a folder: it begins with no dot, dash or space, and ends with no space"),
+        ("name", "é" * 101, "name: names a folder: it is too long"),
         ("name", "", "name: Input should be a valid string"),
         ("student", "tsm_tiny", "student: Input should be a valid dictionary"),
         ("data.sampling", "every", "data.sampling: Input should be 'uniform' or 'dense'"),
@@ -95,11 +102,35 @@ def test_a_wrong_value_is_named(path: Path, key: str, value: str, said: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["my gestures", "Gebärden 2", "手势", "a.b_c-d"])
+def test_a_name_may_be_words_of_any_language(path: Path, name: str) -> None:
+    loaded = recipe_reader.load(path, [f"name={name}"])
+    assert loaded.name == name
+    path.write_text(loaded.to_yaml(), encoding="utf-8")
+    assert recipe_reader.load(path) == loaded
+
+
 def test_values_that_exclude_each_other_are_said_once(path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe_reader.load(path, ["teachers.views=2", "augment.mixup=0.2"])
     told = "augment.mixup and augment.cutmix make new pictures in every step: leave teachers.views out"
     assert caught.value.message == f"{path}: {told}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "meant"),
+    [
+        ("name: a\nstudnet: {model: x}\n", "unknown key studnet", "did you mean student? known keys there: augment,"),
+        ("name: a\nstudent: {modle: x}\n", "unknown key student.modle", "did you mean student.model? known keys"),
+        ("name: a\nstudent: {model: x}\ntrain: {epoch: 3, lr: no}\n", "unknown key train.epoch", "did you mean train.epochs? "),
+        ("name: a\nstudent: {model: x}\nzzz: 1\n", "unknown key zzz", "known keys there: augment,"),
+    ],
+)
+def test_a_mistyped_key_is_named_before_what_it_leaves_out(path: Path, text: str, said: str, meant: str) -> None:
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        recipe_reader.load(path)
+    assert caught.value.message.endswith(said) and caught.value.hint.startswith(meant)
 
 
 def test_an_unknown_key_lists_the_known_ones(path: Path) -> None:
@@ -169,6 +200,8 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
         recipe_reader.load(tmp_path / "nowhere.yaml")
     with pytest.raises(RecipeError, match="no recipe of that name"):
         recipe_reader.load("nowhere")
+    with pytest.raises(RecipeError, match=r"fodler: no recipe of that name \(did you mean folder\? shipped recipes: "):
+        recipe_reader.load("fodler")
     (tmp_path / "video.yaml").write_bytes(b"\x00\xff\xfe")
     with pytest.raises(RecipeError, match="not readable"):
         recipe_reader.load(tmp_path / "video.yaml")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dtkd_edge.artifact import MANIFEST
-from dtkd_edge.errors import InputError
-from dtkd_edge.runs import find_artifacts, find_run, run_artifacts
+from dtkd_edge.errors import InputError, UsageError
+from dtkd_edge.runs import COMPARISON, RUN, SPLITS, check_out, find_artifacts, find_run, run_artifacts
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,22 @@ def test_find_artifacts_takes_runs_artefacts_and_nothing() -> None:
     one = new / "export" / "onnx-fp32"
     assert find_artifacts([one, old]) == [one, *run_artifacts(old)]
     assert find_artifacts([Path("nowhere")]) == [Path("nowhere")]  # Artifact.open says what is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("marks", "file"),
+    [(RUN, "recipe.yaml"), (RUN, ".lock"), (COMPARISON, "seed-3/teachers/.lock"), (SPLITS, "split-2/recipe.yaml")],
+)
+def test_what_a_kill_left_of_ours_is_no_other_folder(marks: tuple[str, ...], file: str) -> None:
+    for folder in (Path("new"), Path("deep/new")):
+        check_out(folder, marks)
+        assert not folder.exists()
+    made = Path("ours", file)
+    made.parent.mkdir(parents=True)
+    made.touch()
+    check_out(Path("ours"), marks)
+    with pytest.raises(UsageError, match="ours: holds other files"):
+        check_out(Path("ours"), COMPARISON if marks == RUN else RUN)
 
 
 def test_nothing_exported_yet_says_how() -> None:

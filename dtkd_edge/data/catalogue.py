@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.data.members import Member, Place, Shard
-from dtkd_edge.errors import DataError, RecipeError
+from dtkd_edge.errors import DataError, RecipeError, did_you_mean
 from dtkd_edge.frames import FrameFolder, FrameRange
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.video import Source, Video
@@ -163,16 +163,36 @@ def _seconds(time: np.float64) -> float | None:
 Opener = Callable[[DataConfig, Split], Catalogue]
 
 
+def _opener(config: DataConfig) -> Opener:
+    if config.kind not in SETS:
+        hint = f"{did_you_mean(config.kind, SETS)}one of: {', '.join(SETS)}"
+        raise RecipeError(f"data.kind: {config.kind!r} is no known data set", hint)
+    return SETS[config.kind]
+
+
+def need_root(config: DataConfig) -> Path:
+    """The folder of a kind that cannot do without; DataError where none is named, or none is there."""
+    if config.folder is None:
+        raise DataError(f"data.root: kind {config.kind} needs the folder of the data set", "--set data.root=FOLDER")
+    if not config.folder.is_dir():
+        raise DataError(f"{config.folder}: no such folder", "check data.root")
+    return config.folder
+
+
+def check_root(config: DataConfig) -> None:
+    """What `open_split` would say of a kind and a root that cannot be, without reading the data set."""
+    _opener(config)
+    if config.kind in GENERATED or (config.kind in OPTIONAL_ROOT and not isinstance(config.root, Path)):
+        return
+    need_root(config)
+
+
 def open_split(config: DataConfig, split: Split, *, unlabelled: bool = False) -> Catalogue:
     """The clips of one side of a data set. Raises DataError for lists, folders or labels that do not fit.
 
     unlabelled: whether the labels may be missing (-1), as those of EPIC-KITCHENS-100's test segments are.
     """
-    try:
-        opener = SETS[config.kind]
-    except KeyError:
-        raise RecipeError(f"data.kind: {config.kind!r} is no known data set", f"one of: {', '.join(SETS)}") from None
-    catalogue = opener(config, split)
+    catalogue = _opener(config)(config, split)
     if not unlabelled and not catalogue.labelled:
         raise DataError(
             f"data.{split}: {getattr(config, split)} has no labels", "such clips are only for: dtkd-edge eval --submission FILE"
@@ -266,6 +286,7 @@ def _from(module: str, function: str) -> Opener:
 
 
 GENERATED = ("motion", "order")
+OPTIONAL_ROOT = ("csv", "video-list", "frame-list", "shards")  # beside the list, or a URL
 SETS: dict[str, Opener] = {
     **dict.fromkeys(GENERATED, _generated),
     "folder": _from("folder", "open_folder"),

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dtkd_edge import recipe_reader
-from dtkd_edge.console import check_result, progress, say, write_result
+from dtkd_edge.console import check_result, counted, progress, say, write_result
 from dtkd_edge.data.catalogue import SETS, SIDES, Catalogue, Clip, open_split
 from dtkd_edge.data.check_report import print_report
 from dtkd_edge.errors import DataError, UsageError, VideoError
@@ -176,7 +176,7 @@ class _Journal:
                 except (ValueError, TypeError):  # a kill in the middle of a line
                     continue
             if self._kept:
-                say(f"going on with an interrupted check: {len(self._kept)} files are read already")
+                say(f"going on with an interrupted check: {counted(len(self._kept), 'file')} read already")
         self.stream: TextIO | None = None
         with suppress(OSError):  # where nothing can be written, an interrupted check begins anew
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.data.catalogue import Catalogue, Ints, Split
+from dtkd_edge.data.catalogue import Catalogue, Ints, Split, need_root
 from dtkd_edge.data.official import (
     Files,
     Rows,
@@ -23,7 +23,6 @@ from dtkd_edge.data.official import (
     find_file,
     find_folder,
     make_catalogue,
-    need_root,
     read_header,
     read_table,
     whole_number,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtkd_edge.data.catalogue import Catalogue, Split
+from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD, read_lists, split_off
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
@@ -27,11 +27,7 @@ def open_folder(config: DataConfig, split: Split) -> Catalogue:
 
 
 def _sides(config: DataConfig) -> dict[str, Catalogue]:
-    root = config.folder
-    if root is None:
-        raise DataError("data.root: kind folder needs the folder of the data set", "--set data.root=FOLDER")
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder", "check data.root")
+    root = need_root(config)
     train_list = root / (config.train or "train.csv")
     if config.train or train_list.is_file():
         val_list = root / (config.val or "val.csv")

@@ -6,9 +6,9 @@ of the three. Names hold `[ ] ! ; & ( )`: nothing here globs.
 
 from __future__ import annotations
 
-from dtkd_edge.data.catalogue import Catalogue, Split
+from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD
-from dtkd_edge.data.official import Files, Rows, bad_line, find_folder, make_catalogue, need_root, read_lines
+from dtkd_edge.data.official import Files, Rows, bad_line, find_folder, make_catalogue, read_lines
 from dtkd_edge.recipe import DataConfig
 
 LISTS = ("testTrainMulti_7030_splits", "annotations", "splits", ".")

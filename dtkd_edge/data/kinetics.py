@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dtkd_edge.console import say
-from dtkd_edge.data.catalogue import Catalogue, Split
+from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD, listed_classes
-from dtkd_edge.data.official import Files, Rows, bad_line, find_file, find_folder, make_catalogue, need_root, read_table
+from dtkd_edge.data.official import Files, Rows, bad_line, find_file, find_folder, make_catalogue, read_table
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 

@@ -25,7 +25,7 @@ from dtkd_edge.console import progress, say
 from dtkd_edge.data.encode import encode, require_av
 from dtkd_edge.data.scene import CLASSES, render
 from dtkd_edge.errors import DataError, DtkdEdgeError, UsageError
-from dtkd_edge.files import atomic_folder, cache_folder, one_at_a_time, write_json, write_text
+from dtkd_edge.files import atomic_folder, cache_folder, is_foreign, one_at_a_time, write_json, write_text
 
 DESCRIPTION = "motion.json"
 VERSION = 2  # of the pictures: raise it when the same parameters give other clips
@@ -108,7 +108,7 @@ def _there(folder: Path, wanted: dict[str, Any]) -> bool:
             return True
         other = ", ".join(f"{k} {found.get(k)!r} (wanted {v!r})" for k, v in wanted.items() if found.get(k) != v)
         raise DataError(f"{folder}: holds another generated set: {other}", "name another folder, or delete this one")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_foreign(folder):
         raise DataError(f"{folder}: exists and is no generated set (no {DESCRIPTION})", "name a new or an empty folder")
     return False
 

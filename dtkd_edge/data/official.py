@@ -48,14 +48,6 @@ def bad_line(path: Path, line: int, expected: str, found: str = "") -> DataError
     return DataError(f"{path}:{line}: expected {expected}{shown}", "mend that line, or take the official file again")
 
 
-def need_root(config: DataConfig) -> Path:
-    if config.folder is None:
-        raise DataError(f"data.root: kind {config.kind} needs the folder of the data set", "--set data.root=FOLDER")
-    if not config.folder.is_dir():
-        raise DataError(f"{config.folder}: no such folder", "check data.root")
-    return config.folder
-
-
 def find_folder(
     root: Path, option: str, given: str | None, usual: Sequence[str], fits: Callable[[Path], bool], what: str
 ) -> Path:

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.console import check_result, progress, say, write_result
+from dtkd_edge.console import check_result, counted, progress, say, write_result
 from dtkd_edge.data.catalogue import SIDES, Catalogue, Clip, Split, open_split
 from dtkd_edge.data.check import data_config, name_of, too_many_broken
 from dtkd_edge.data.encode import encode, require_av
 from dtkd_edge.data.lists import HEAD
 from dtkd_edge.data.members import Place
 from dtkd_edge.errors import DataError, VideoError
-from dtkd_edge.files import atomic_path, disk_errors, one_at_a_time, write_json, write_text
+from dtkd_edge.files import atomic_path, disk_errors, is_foreign, one_at_a_time, write_json, write_text
 from dtkd_edge.preprocess import resize_box
 from dtkd_edge.video import Source, Video
 
@@ -103,10 +103,9 @@ def pack(
     }
     if json is not None:
         write_result(result, json)
-    say(
-        f"{out}: {result['clips']['train']} training and {result['clips']['val']} validation clips, {made} files made now, "
-        f"{result['bytes'] / 1e6:.1f} MB in all ({result['seconds']:.1f} s)"
-    )
+    packed = f"{result['clips']['train']} training and {counted(result['clips']['val'], 'validation clip')}"
+    size = f"{result['bytes'] / 1e6:.1f} MB in all ({result['seconds']:.1f} s)"
+    say(f"{out}: {packed}, {counted(made, 'file')} made now, {size}")
     say(f"train on it with: --set data.kind=folder --set data.root={out}")
     return result
 
@@ -163,7 +162,7 @@ def claim(out: Path, wanted: dict[str, Any]) -> None:
             )
             raise DataError(f"{out}: packed with other settings: {other}", "name another folder, or delete this one")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_foreign(out):
         raise DataError(f"{out}: exists and is no packed data set (no {SETTINGS})", "name a new or an empty folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(file, wanted)
@@ -210,7 +209,7 @@ def _pack_all(out: Path, work: dict[str, Clip], settings: Settings, done: _Journ
     """Make what is not there yet, by threads: decoder and encoder let go of the interpreter lock. Returns how many were made."""
     todo = [name for name, clip in sorted(work.items()) if not done.has(name, clip.state(), out / name)]
     if len(todo) < len(work):
-        say(f"{out}: {len(work) - len(todo)} of {len(work)} clips are packed already")
+        say(f"{out}: {len(work) - len(todo)} of {counted(len(work), 'clip')} packed already")
 
     def one(name: str) -> None:
         clip = work[name]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from dtkd_edge.console import check_result, progress, say, write_result
+from dtkd_edge.console import check_result, counted, progress, say, write_result
 from dtkd_edge.data.catalogue import SIDES, Catalogue, Split, open_split
 from dtkd_edge.data.check import data_config, too_many_broken
 from dtkd_edge.data.encode import require_av
@@ -66,7 +66,7 @@ def pack_shards(
         todo = [plan for plan in plans if plan.name not in kept]
         _tidy(out, kept, done, bool(todo))
         if kept:
-            say(f"{out}: {len(kept)} of {len(plans)} shards are packed already")
+            say(f"{out}: {len(kept)} of {counted(len(plans), 'shard')} packed already")
         jobs = jobs or len(os.sched_getaffinity(0))
         with progress("pack", sum(len(plan.numbers) for plan in todo)) as bar, ThreadPoolExecutor(jobs) as pool:
             try:
@@ -100,10 +100,9 @@ def pack_shards(
     }
     if json is not None:
         write_result(result, json)
-    say(
-        f"{out}: {result['clips']['train']} training and {result['clips']['val']} validation clips in {len(index.shards)} "
-        f"shards, {len(todo)} made now, {result['bytes'] / 1e6:.1f} MB in all ({result['seconds']:.1f} s)"
-    )
+    packed = f"{result['clips']['train']} training and {counted(result['clips']['val'], 'validation clip')}"
+    size = f"{result['bytes'] / 1e6:.1f} MB in all ({result['seconds']:.1f} s)"
+    say(f"{out}: {packed} in {counted(len(index.shards), 'shard')}, {len(todo)} made now, {size}")
     say(f"train on it with: --set data.kind=shards --set data.root={out}   (or its URL, once it is on a web server)")
     return result
 

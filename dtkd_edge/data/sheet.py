@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import Catalogue, Clip
 from dtkd_edge.errors import VideoError
 from dtkd_edge.files import atomic_path
@@ -33,7 +34,7 @@ def write_sheet(path: Path, catalogue: Catalogue, usable: Callable[[Clip], bool]
     for row, number in enumerate(shown):
         top = 4 + row * (height + 4)
         members = np.flatnonzero(labels == number)
-        name, count = names[number], f"{len(members)} clips"
+        name, count = names[number], counted(len(members), "clip")
         font = font_for(name, 14)
         while len(name) > 1 and font.getlength(name) > NAME - 12:
             name = name[:-2] + "…"

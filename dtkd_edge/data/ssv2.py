@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dtkd_edge.data.catalogue import Catalogue, Split
+from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD
-from dtkd_edge.data.official import Files, Rows, class_numbers, find_file, find_folder, make_catalogue, need_root
+from dtkd_edge.data.official import Files, Rows, class_numbers, find_file, find_folder, make_catalogue
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 

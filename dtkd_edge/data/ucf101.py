@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from dtkd_edge.data.catalogue import Catalogue, Split
+from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD
 from dtkd_edge.data.official import (
     Files,
@@ -17,7 +17,6 @@ from dtkd_edge.data.official import (
     find_file,
     find_folder,
     make_catalogue,
-    need_root,
     read_lines,
     whole_number,
 )

@@ -6,11 +6,10 @@ target out of the teachers' logits. `dtkd` and its rivals run through the same t
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from dtkd_edge.errors import RecipeError
+from dtkd_edge.errors import RecipeError, did_you_mean
 from dtkd_edge.recipe import DistillConfig
 
 LOSSES = 2  # raised when a term comes out otherwise than before: such runs are not averaged, nor gone on with
@@ -70,9 +69,8 @@ METHODS: dict[str, Method] = {
 def find_method(name: str) -> Method:
     """The row of that name; RecipeError with all names where there is none."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise RecipeError(f"distill.method: {name}: no method of that name", f"{hint}methods: {', '.join(METHODS)}")
+        hint = f"{did_you_mean(name, METHODS)}methods: {', '.join(METHODS)}"
+        raise RecipeError(f"distill.method: {name}: no method of that name", hint)
     return METHODS[name]
 
 

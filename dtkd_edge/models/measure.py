@@ -21,6 +21,8 @@ def count_macs(model: VideoModel | StreamForm) -> int:
 
     info = model.info
     ghost = copy.deepcopy(model).to("meta").eval()
+    for module in ghost.modules():
+        module.__class__ = getattr(module, "counted_as", module.__class__)
     # With gradients, since torch's fused transformer layer for inference is not counted.
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         length = [] if isinstance(model, StreamForm) else [info.frames]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dtkd_edge.errors import DtkdEdgeError, RecipeError
+from dtkd_edge.errors import DtkdEdgeError, RecipeError, did_you_mean
 from dtkd_edge.models.base import Role, VideoModel
 
 # Modules that register models. Adding a model is one file and one line here.
@@ -68,8 +67,7 @@ def create_model(
         families = [e for e in known.values() if e.name.endswith("*") and name.startswith(e.name[:-1])]
         entry = max(families, key=lambda e: len(e.name), default=None)
     if entry is None:
-        near = difflib.get_close_matches(name, known, 1)
-        raise RecipeError(f"{name}: no model of that name", f"did you mean {near[0]}?" if near else "see: dtkd-edge models")
+        raise RecipeError(f"{name}: no model of that name", f"{did_you_mean(name, known)}see: dtkd-edge models")
     try:
         model = entry.build(name, heads, frames=frames, size=size, **options)
     except DtkdEdgeError:

@@ -23,7 +23,7 @@ VERSION = 5
 class TrainState:
     """Everything that the next epoch depends on. `epoch` counts finished epochs; `rng` and `device_rng` are torch's generators
     of the CPU and of the CUDA device (dropout draws from the latter), one per process; `ema` is the moving average of weights;
-    `first_losses` say where the loss began."""
+    `first_losses` say where the loss began; `best` is the best epoch so far."""
 
     epoch: int
     step: int
@@ -36,6 +36,7 @@ class TrainState:
     ema: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     first_losses: list[float] | None = None
+    best: dict[str, Any] | None = None
 
 
 def previous(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`dtkd-edge train` and `dtkd-edge eval`: the run folder, its phases (teachers, then student), its table of results."""
+"""`dtkd-edge train`: the run folder, its phases (teachers, then student), its table of results."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from rich.table import Table
 import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
-from dtkd_edge.console import check_result, print_table, say, write_result
+from dtkd_edge.console import counted, print_table, say
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.exits import Interrupted
-from dtkd_edge.files import check_output, check_place, disk_errors, sole_writer, write_json, write_text
+from dtkd_edge.files import disk_errors, sole_writer, write_json, write_text
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import Recipe
-from dtkd_edge.runs import RUNS
+from dtkd_edge.runs import METRICS, RUNS, check_out
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.memory import memory_errors
 from dtkd_edge.train.phases import RunContext, RunData, check_heads, check_models, predictions, train_student, train_teacher
 from dtkd_edge.train.run_report import save_predictions, write_run_report
 from dtkd_edge.train.scores import Scores
-
-METRICS = "metrics.json"
 
 
 def train(
@@ -67,6 +65,8 @@ def _open_run(
     folder: Path, config: Recipe, overrides: list[str], named: bool, resume: bool, engine: Engine
 ) -> tuple[Path, Recipe]:
     """The run's folder and recipe: this one's, the next free one's, or an interrupted run's."""
+    if engine.main:
+        check_out(folder)
     if not engine.agree((folder / "recipe.yaml").is_file()):
         return folder, config
     if resume:
@@ -78,11 +78,11 @@ def _open_run(
 
 def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
     # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
-    if engine.main:
-        check_place(folder)
-    check_models(config, folder)
+    unusual = check_models(config, folder)
     data = RunData.open(config)
     check_heads(config, folder, data)
+    for line in unusual if engine.main else ():
+        say(line)
     saved = folder / "recipe.yaml"
     before: str | None = None
     refused: UsageError | None = None
@@ -139,6 +139,7 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
         metrics = {
             **({"student": scores["student"].table()} if "student" in scores else {}),
             "teachers": {name: scores[name].table() for name in teachers},
+            **({"kept_epochs": context.kept} if context.kept else {}),
             "method": config.distill.method,
             "views": "1x1",
             "clips": {"train": len(context.train), "student": len(context.student_clips), "val": len(context.val)},
@@ -167,88 +168,18 @@ def print_results(metrics: dict[str, Any]) -> None:
         rows["student"] = metrics["student"]
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if key != "n"))
     scored = min((int(row["n"]) for row in rows.values()), default=0)  # without those that do not decode
-    table = Table(title=f"validation accuracy, {scored} clips, views={metrics['views']}")
+    table = Table(title=f"validation accuracy, {counted(scored, 'clip')}, views={metrics['views']}")
     table.add_column("model")
     alone = all(column.startswith("action_") for column in columns)  # no other head to tell it from
     for column in columns:
         table.add_column(column.removeprefix("action_") if alone else column, justify="right")
+    kept = metrics.get("kept_epochs", {})
     for name, row in rows.items():
-        table.add_row(name, *[f"{row[column]:.3f}" if column in row else "" for column in columns])
+        epoch = kept.get(name.removeprefix("teacher "))
+        table.add_row(
+            f"{name}, epoch {epoch}" if epoch else name, *[f"{row[column]:.3f}" if column in row else "" for column in columns]
+        )
     print_table(table)
-
-
-def evaluate(
-    target: Path | None,
-    *,
-    overrides: list[str],
-    views: str = "1x1",
-    json: str | None = None,
-    data: Path | None = None,
-    confusion: Path | None = None,
-    submission: Path | None = None,
-    sls: str = "2,3,3",
-) -> dict[str, Any]:
-    """Scores of a run's student or of an artefact on the run's validation clips, or on `data` or `--set data.…`.
-
-    confusion: where to write the confusion matrix, as a picture or as .csv; with several heads one file each, NAME-HEAD.png.
-    submission: where to write EPIC-KITCHENS-100's result file, .json or .zip; sls: its levels of supervision. The segments then
-    need no labels.
-    """
-    from dtkd_edge.train import submission as challenge
-    from dtkd_edge.train.scores import write_confusion
-    from dtkd_edge.train.testing import evaluate_target
-
-    levels = challenge.parse_levels(sls)
-    if submission is not None:
-        challenge.check_file(submission)
-    if confusion is not None:
-        check_output("--confusion", confusion, ".png", ".csv")
-    check_result(json)
-    done = evaluate_target(target, overrides, parse_views(views), data, submission=submission is not None)
-    result = done.result
-    if submission is not None:
-        missing = challenge.write_submission(submission, done.scores, done.catalogue, done.numbers, levels)
-        result["submission"] = {"file": str(submission), "segments": result["n"], "missing": missing, **levels}
-    if json:
-        write_result(result, json)
-    if json != "-" and result["heads"]:
-        print_table(_eval_table(result))
-    if submission is not None:
-        scored = "" if result["heads"] else ", not scored: they have no labels, or of classes that the model lacks"
-        say(f"submission: {submission}: {result['n']} segments{scored}")
-        if missing:
-            say(f"{submission}: lacks {len(missing)} segments that do not decode, such as {missing[0]}: the challenge wants all")
-    if confusion is not None and result["heads"]:
-        for head, names in done.labels.items():
-            path = confusion if len(done.labels) == 1 else confusion.with_stem(f"{confusion.stem}-{head}")
-            write_confusion(path, done.scores.confusion(head), names)
-            say(f"confusion matrix of {head}: {path}")
-    return result
-
-
-def _eval_table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['target']}: {result['n']} clips, views={result['views']}")
-    table.add_column("head")
-    for column in ("top-1", "top-5", "mean class"):
-        table.add_column(column, justify="right")
-    tops = ("top1", "top5")
-    parts = result.get("parts", {})
-    for part in parts:
-        for top in tops:
-            table.add_column(f"{part} {top[:-1]}-{top[-1]}", justify="right")
-    for head, row in result["heads"].items():
-        own = [row.get(key) for key in (*tops, "mean_class")]
-        own += [rows.get(head, {}).get(top) for rows in parts.values() for top in tops]
-        table.add_row(head, *("" if value is None else f"{value:.4f}" for value in own))
-    return table
-
-
-def parse_views(text: str) -> tuple[int, int]:
-    """'10x3' → (10, 3): temporal × spatial views."""
-    temporal, x, spatial = text.lower().partition("x")
-    if not (x and temporal.isdecimal() and spatial.isdecimal() and 1 <= int(temporal) <= 64 and 1 <= int(spatial) <= 8):
-        raise UsageError(f"--views {text}: expected TxS, such as 1x1 or 10x3", "temporal up to 64, spatial up to 8")
-    return int(temporal), int(spatial)
 
 
 def _next_free(folder: Path) -> Path:
@@ -260,7 +191,7 @@ def _next_free(folder: Path) -> Path:
 
 
 def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
-    """The run's own recipe, with this call's overrides; refuses to continue a run of another recipe."""
+    """The run's own recipe, with this call's overrides; refuses a run of another recipe, and changes to a finished one."""
     before, saved = recipes.load(folder / "recipe.yaml"), recipes.load(folder / "recipe.yaml", overrides)
     if saved.name != config.name:
         raise RecipeError(f"{folder}: a run of recipe {saved.name}, not of {config.name}", "give another --out")
@@ -271,7 +202,13 @@ def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
                 f"{folder}: its teacher {name} is finished; teachers.{name} cannot be changed any more",
                 "train it in another run: give another --out",
             )
+    done = _finished(folder, saved)
+    if done and (changed := recipes.differences(before.model_dump(), saved.model_dump())):
+        raise RecipeError(
+            f"{folder}: this run is finished, with {recipes.first_of(changed)}; it cannot be changed any more",
+            "train another run: give another --out",
+        )
     if other := recipes.differences(saved.model_dump(), config.model_dump()):
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        say(f"{folder}: goes on with its own recipe, which has {', '.join(other[:3])}{more}; change it with --set")
+        goes_on = "has a recipe of its own" if done else "goes on with its own recipe"
+        say(f"{folder}: {goes_on}, with {recipes.first_of(other)}" + ("" if done else "; change it with --set"))
     return saved

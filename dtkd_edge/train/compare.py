@@ -25,13 +25,13 @@ import numpy as np
 from rich.table import Table
 
 from dtkd_edge import recipe_reader as recipes
-from dtkd_edge.console import check_result, print_table, say, write_result
+from dtkd_edge.console import check_result, counted, print_table, say, write_result
 from dtkd_edge.data.catalogue import GENERATED, open_split
 from dtkd_edge.distill.methods import LOSSES, find_method, needed_teachers
 from dtkd_edge.errors import RecipeError, UsageError
-from dtkd_edge.files import check_place, write_json, write_text
+from dtkd_edge.files import write_json, write_text
 from dtkd_edge.recipe import Recipe
-from dtkd_edge.runs import RUNS
+from dtkd_edge.runs import COMPARISON, RUNS, check_out
 from dtkd_edge.train.compare_report import cells, columns, compare_page, csv_text
 from dtkd_edge.train.jobs import TEACHERS, Job, epochs_of, mean_top1, run_jobs
 
@@ -67,6 +67,7 @@ def compare(
     needed = {name: needed_teachers(recipes.load(recipe, [*base, *sets]).distill) for name, sets in variants.items()}
     trained = sorted(set().union(*needed.values()))
     folder = out or RUNS / f"compare-{config.name}"
+    check_out(folder, COMPARISON)
     for teacher in trained:
         if getattr(config.teachers, teacher) is None:
             raise RecipeError(
@@ -80,7 +81,6 @@ def compare(
         _refuse_another_run(job, recipe)
     if not all(job.finished for job in jobs_to_do):
         _check_methods(recipe, base, variants, folder / f"seed-{numbers[0]}" / TEACHERS)
-    check_place(folder / "compare.json")
     check_result(json_file)
     run_jobs(recipe, jobs_to_do, jobs)
     result = summarise(folder, names, numbers, trained)
@@ -155,7 +155,8 @@ def _check_methods(recipe: str, base: list[str], variants: dict[str, tuple[str, 
     from dtkd_edge.train.phases import check_models  # with torch, which a finished comparison does without
 
     configs = [recipes.load(recipe, [*base, *sets]) for sets in variants.values()]
-    check_models(configs[0], teachers_run, [config.distill for config in configs])
+    for line in check_models(configs[0], teachers_run, [config.distill for config in configs]):
+        say(line)
 
 
 def _check_resplit(recipe: str, overrides: list[str], seeds: list[int]) -> None:
@@ -237,8 +238,7 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
         for values in (found, wanted):
             _forget_the_student(values)
     if other := recipes.differences(found, wanted):
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
-        raise UsageError(f"{job.folder}: holds a run with {', '.join(other[:3])}{more}", another)
+        raise UsageError(f"{job.folder}: holds a run with {recipes.first_of(other)}", another)
 
 
 def _forget_the_student(values: dict[str, Any]) -> None:
@@ -280,7 +280,9 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 def table(result: dict[str, Any]) -> Table:
     each = ", each with clips of its own held out" if result.get("resplit") else ""
-    out = Table(title=f"{result['recipe']}: validation top-1, {len(result['seeds'])} seeds{each}, mean ± standard error")
+    out = Table(
+        title=f"{result['recipe']}: validation top-1, {counted(len(result['seeds']), 'seed')}{each}, mean ± standard error"
+    )
     for number, column in enumerate(columns(result["reference"])):
         out.add_column(column, justify="right" if number else "left")
     for row in cells(result):

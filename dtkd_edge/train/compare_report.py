@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from dtkd_edge import plots
+from dtkd_edge.console import counted
 from dtkd_edge.page import document, figure
 
 OTHER, REFERENCE, TEACHER = 8, 1, 2  # colours
@@ -46,7 +47,7 @@ def compare_page(result: dict[str, Any]) -> str:
     each = ", each with clips of its own held out" if result.get("resplit") else ""
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">Validation top-1, mean ± standard error of {len(result["seeds"])} seeds{each}. '
+        f'<p class="soft">Validation top-1, mean ± standard error of {counted(len(result["seeds"]), "seed")}{each}. '
         "Teachers, splits and schedule are the same for every method.</p>",
         _table(result),
         f'<h2>Plots</h2><div class="plots">{"".join(figures)}</div>',

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from dtkd_edge.console import Bar, progress
+from dtkd_edge.console import Bar, counted, progress
 from dtkd_edge.data.dataset import ClipDataset
 from dtkd_edge.data.loader import Loader
 from dtkd_edge.distill.task import DistillationTask, TeacherOutput
 from dtkd_edge.errors import CheckpointError, DataError, NotHereError
 from dtkd_edge.models.base import VideoModel
 from dtkd_edge.recipe import AugmentConfig, OptimConfig
+from dtkd_edge.train.best import Best
 from dtkd_edge.train.checkpoint import TrainState, load_state, previous, save_state
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
@@ -53,6 +54,7 @@ class Phase:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     broken: set[str] = field(default_factory=set)
     first_losses: list[float] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
 
     def __post_init__(self) -> None:
         self.device = self.engine.device
@@ -70,13 +72,13 @@ class Phase:
 
     @property
     def model(self) -> VideoModel:
-        """What is evaluated and kept: the moving average where there is one."""
+        """What is evaluated, and kept of the last or the best epoch: the moving average where there is one."""
         return self.task.student if self.ema is None else self.ema.module
 
 
-def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
+def fit(phase: Phase, log: RunLog, *, resume: bool) -> int:
     """Train to the last epoch. With `resume`, go on after the last whole epoch on disk, bit for bit as if never stopped. At the
-    end the student holds what is to be kept."""
+    end the student holds what is to be kept, of the last epoch or of the best. Returns which one that is."""
     config, task, engine = phase.config, phase.task, phase.engine
     optimizer = make_optimizer(config, task)
     state = load_state(phase.checkpoint, lambda line: log.note(line, phase=phase.name)) if resume else None
@@ -101,6 +103,7 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
             last = epoch + 1 == config.epochs
             if last or (epoch + 1) % config.eval_every == 0:
                 scores = phase.evaluate(phase.model)
+                phase.best.look(epoch + 1, scores, phase.model if config.keep == "best" else None)
                 entry |= {f"val_{key}": value for key, value in scores.table().items() if key != "n"}
             entry["seconds"] = round(time.perf_counter() - began, 3)
             log.add(entry)
@@ -111,9 +114,14 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> None:
                 save(phase, optimizer, epoch + 1, step)
     if engine.main:
         previous(phase.checkpoint).unlink(missing_ok=True)
-    if phase.ema is not None:
+    if phase.best.weights is not None:
+        task.student.load_state_dict(phase.best.weights)
+    elif phase.ema is not None:
         task.student.load_state_dict(phase.ema.module.state_dict())
+    if said := phase.best.words(config.epochs, phase.section):
+        log.note(f"{phase.name}: {said}", phase=phase.name)
     task.student.eval()
+    return config.epochs if phase.best.weights is None else phase.best.epoch
 
 
 def save(phase: Phase, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> None:
@@ -135,6 +143,7 @@ def save(phase: Phase, optimizer: torch.optim.Optimizer, epoch: int, step: int) 
                 ema=None if phase.ema is None else phase.ema.module.state_dict(),
                 scaler=phase.engine.scaler.state_dict(),
                 first_losses=phase.first_losses,
+                best=vars(phase.best),
             ),
         )
     phase.engine.wait()
@@ -160,6 +169,7 @@ def restore(phase: Phase, optimizer: torch.optim.Optimizer, state: TrainState) -
         if state.ema is None:
             raise CheckpointError(f"{phase.checkpoint}: holds no moving average", "take back --set train.ema, or " + another)
         phase.ema.module.load_state_dict(state.ema)
+    phase.best = Best.read(state.best, phase.config.keep)
     if state.scaler:
         phase.engine.scaler.load_state_dict(state.scaler)
     rank = phase.engine.rank
@@ -327,7 +337,7 @@ def count_broken(phase: Phase, broken: list[tuple[int, str]], log: RunLog) -> No
             log.note(f"skipped: {message}", phase=phase.name, broken=message)
     if len(phase.broken) > phase.max_broken * len(phase.data):
         raise DataError(
-            f"{len(phase.broken)} of {len(phase.data)} training clips do not decode, more than data.max_broken "
+            f"{len(phase.broken)} of {counted(len(phase.data), 'training clip')} do not decode, more than data.max_broken "
             f"= {phase.max_broken:g} allows",
             "look at them with: dtkd-edge data check   (or raise data.max_broken)",
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dtkd_edge
+from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
 from dtkd_edge.data.loader import make_loader
@@ -40,10 +41,11 @@ M = TypeVar("M", bound=nn.Module)
 PHASE_SEEDS = {"cnn": 1, "vit": 2, "student": 3}
 
 
-def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] = ()) -> None:
+def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] = ()) -> list[str]:
     """Refuse what cannot be built or loaded before anything is written or trained, not after the teachers' hour.
 
     folder: of the run, which may have finished teachers. methods: those that will train the student; none: the recipe's.
+    Returns a line about each network in a role that its model is not listed for: that works, and is hardly ever meant.
     """
     teachers = {name: c for name in ("cnn", "vit") if (c := getattr(recipe.teachers, name)) is not None}
     methods = methods or [recipe.distill]
@@ -57,6 +59,15 @@ def check_models(recipe: Recipe, folder: Path, methods: Sequence[DistillConfig] 
     student = _try_to_build(recipe, recipe.student, "student")
     for method in methods:
         DistillationTask(student, networks, method)
+    return [line for name, network in {"student": student, **networks}.items() if (line := _unlisted_role(name, network))]
+
+
+def _unlisted_role(name: str, network: VideoModel) -> str:
+    role, section = (name, name) if name == "student" else (f"{name}-teacher", f"teachers.{name}")
+    if role in network.info.roles:
+        return ""
+    listed = " and ".join(network.info.roles)
+    return f"{section}.model: {network.info.name} is listed as {listed}, not as {role}: see dtkd-edge models"
 
 
 def _try_to_build(recipe: Recipe, config: ModelConfig, section: str, *, weights: bool = True) -> VideoModel:
@@ -140,15 +151,16 @@ class RunContext:
         self.cache = FrameCache(recipe.data.cache_mb)
         self._val_sets: dict[tuple[JointSampling, int], ClipDataset] = {}
         self._val_broken: set[str] = set()
+        self.kept: dict[str, int] = {}  # phase → epoch, where it is not the last
 
     def describe(self) -> str:
-        classes = ", ".join(
-            f"{len(names)} classes" if h == "action" else f"{len(names)} {h}s" for h, names in self.labels.items()
-        )
+        words = {head: ("class", "classes") if head == "action" else (head,) for head in self.labels}
+        classes = ", ".join(counted(len(names), *words[head]) for head, names in self.labels.items())
+        train, val = counted(len(self.train), "training clip"), counted(len(self.val), "validation clip")
         return (
-            f"{self.recipe.name}: {len(self.train)} training clips ({len(self.student_clips)} of them for the student), "
-            f"{len(self.val)} validation clips, {classes}, method {self.recipe.distill.method}, {self.device.type}, "
-            f"{self.engine.world} process{'es' if self.engine.world > 1 else ''}"
+            f"{self.recipe.name}: {train} ({len(self.student_clips)} of them for the student), "
+            f"{val}, {classes}, method {self.recipe.distill.method}, {self.device.type}, "
+            f"{counted(self.engine.world, 'process', 'processes')}"
         )
 
     def build(self, config: ModelConfig, phase: str) -> VideoModel:
@@ -194,7 +206,7 @@ class RunContext:
         self._val_broken |= set(scores.broken)
         if len(scores.broken) > self.recipe.data.max_broken * len(self.val) or len(scores.broken) == len(self.val):
             raise DataError(
-                f"{len(scores.broken)} of {len(self.val)} validation clips do not decode, more than data.max_broken "
+                f"{len(scores.broken)} of {counted(len(self.val), 'validation clip')} do not decode, more than data.max_broken "
                 f"= {self.recipe.data.max_broken:g} allows",
                 "look at them with: dtkd-edge data check   (or raise data.max_broken)",
             )
@@ -235,6 +247,11 @@ class RunContext:
         task = channels_last(task).to(self.device)
         return self.phase("student", self.recipe.train, task, self.student_clips, sampling, size)
 
+    def fit(self, phase: Phase) -> None:
+        epoch = fit(phase, self.log, resume=self.resume)
+        if epoch != phase.config.epochs:
+            self.kept[phase.name] = epoch
+
     def save(self, stem: Path, model: VideoModel, config: ModelConfig, scores: Scores) -> None:
         if not self.engine.main:
             return
@@ -271,7 +288,7 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
     if config.train is not None:
         sampling = joint_sampling(run.recipe, [model])
         task = DistillationTask(model, {}, run.plain, config.train.label_smoothing, sampling).to(run.device)
-        fit(run.phase(name, config.train, task, run.train, sampling, model.info.size), run.log, resume=run.resume)
+        run.fit(run.phase(name, config.train, task, run.train, sampling, model.info.size))
     scores = run.score(model, 32)
     run.save(stem, model, config, scores)
     return model.eval().requires_grad_(False), scores
@@ -281,7 +298,7 @@ def train_student(run: RunContext, teachers: dict[str, VideoModel]) -> Scores:
     """The student, taught; then it is saved alone, without the training-only branches. Returns its scores."""
     recipe = run.recipe
     student = run.build(recipe.student, "student")
-    fit(run.student_phase(student, teachers, recipe.distill), run.log, resume=run.resume)
+    run.fit(run.student_phase(student, teachers, recipe.distill))
     scores = run.score(student, recipe.train.batch_size)
     run.save(run.folder / "student", student, recipe.student, scores)
     return scores

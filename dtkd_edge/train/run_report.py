@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge import plots
+from dtkd_edge.console import counted
 from dtkd_edge.files import atomic_path, write_text
 from dtkd_edge.page import document, figure
 
@@ -60,10 +61,11 @@ def save_predictions(folder: Path, heads: Mapping[str, Predictions]) -> None:
 def write_run_report(folder: Path, name: str, metrics: Mapping[str, Any], heads: Mapping[str, Predictions]) -> Path:
     """Write RUN/report.html and return its path."""
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    clips = metrics["clips"]
     body = [
         f"<h1>{escape(name)}</h1>",
-        f'<p class="soft">Method {escape(metrics["method"])}; {metrics["clips"]["student"]} training clips for the student, '
-        f"{metrics['clips']['train']} for its teachers; {metrics['clips']['val']} validation clips, one view each.</p>",
+        f'<p class="soft">Method {escape(metrics["method"])}; {counted(clips["student"], "training clip")} for the student, '
+        f"{clips['train']} for its teachers; {counted(clips['val'], 'validation clip')}, one view each.</p>",
         _tiles(metrics),
         _training([entry for entry in log if "epoch" in entry]),
     ]
@@ -96,7 +98,7 @@ def _training(log: Sequence[Mapping[str, Any]]) -> str:
         points = [(e["epoch"] / last, 100 * _mean(e, "val_", "_top1")) for e in scored]
         if len(points) > 1:
             accuracy.append(plots.Series(NAMES[phase], COLOR[phase], points, [f"epoch {e['epoch']}" for e in scored]))
-            legend.append((f"{NAMES[phase]}, {last} epochs", COLOR[phase]))
+            legend.append((f"{NAMES[phase]}, {counted(last, 'epoch')}", COLOR[phase]))
     if accuracy:
         svg = plots.curves(accuracy, "share of the phase", "validation top-1, %", "Validation accuracy")
         figures.append(figure("Validation accuracy", svg, plots.key(legend)))

@@ -17,9 +17,8 @@ from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.console import check_result, print_table, say, write_result
 from dtkd_edge.errors import InputError, RecipeError, UsageError
 from dtkd_edge.files import write_json
-from dtkd_edge.runs import RUNS
-from dtkd_edge.train.command import METRICS, parse_views, train
-from dtkd_edge.train.engine import Engine
+from dtkd_edge.runs import METRICS, RUNS, SPLITS, check_out
+from dtkd_edge.train.eval_command import parse_views
 
 WITH_SPLITS = ("hmdb51", "ucf101")
 
@@ -46,8 +45,13 @@ def train_splits(
     folder = out or RUNS / f"{config.name}-splits"
     if not resume and any((folder / f"split-{number}").exists() for number in numbers):
         raise UsageError(f"{folder}: holds runs of these splits already", "go on with --resume, or give another --out")
+    from dtkd_edge.train.command import train  # with torch
+    from dtkd_edge.train.engine import Engine
+
     engine = Engine(config.device, config.precision)  # of all splits: processes join each other once
     try:
+        if engine.main:
+            check_out(folder, SPLITS)
         for number in numbers:
             if engine.main:
                 say(f"split {number} ({numbers.index(number) + 1} of {len(numbers)})")

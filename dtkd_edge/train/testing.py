@@ -49,9 +49,10 @@ def evaluate_target(
     clips of classes that it does not know are counted and left out. submission: every segment is wanted, labelled or not, and no
     video may be missing.
     """
+    other = None if data is None else recipes.data_at(data, overrides)  # refused before a network is read
     predict, preprocess, labels, run, name = _open(target, overrides)
-    if data is not None:
-        config = recipes.data_at(data, overrides)
+    if other is not None:
+        config = other
     elif run is not None:
         config = recipes.load(run / "recipe.yaml", overrides).data
     else:

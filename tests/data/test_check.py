@@ -114,7 +114,7 @@ def test_an_interrupted_check_goes_on(
     changed.write_bytes(changed.read_bytes() + b"\0" * 8)
     result = check("folder", overrides=overrides, json=None)
     assert set(names) == {"a1.mp4"} | ({p.name for p in broken_folder.rglob("*.mp4")} - set(before))
-    assert "going on with an interrupted check: 6 files are read already" in capfd.readouterr().err
+    assert "going on with an interrupted check: 6 files read already" in capfd.readouterr().err
     assert result["train"]["files"] + result["val"]["files"] == 13
     assert not journal.exists()
 

@@ -21,7 +21,7 @@ from dtkd_edge.data.pack_shards import pack_shards
 from dtkd_edge.errors import DataError, InputError, UsageError
 from dtkd_edge.models.registry import create_model
 from dtkd_edge.models.saved import ModelCard, save_model
-from dtkd_edge.train.command import evaluate
+from dtkd_edge.train.eval_command import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,7 +129,7 @@ def test_unlabelled_test_segments_get_a_file_and_no_scores(
     video.with_name("P03_22.MP4").write_bytes(b"")
     result = evaluate(run, overrides=test, submission=tmp_path / "s.json")
     assert result["submission"]["missing"] == ["P03_22_0"]
-    assert "lacks 1 segments that do not decode, such as P03_22_0" in capsys.readouterr().err
+    assert "lacks 1 segment that cannot be decoded, such as P03_22_0" in capsys.readouterr().err
 
 
 def test_a_model_with_other_class_numbers_writes_the_official_ones(tmp_path: Path) -> None:

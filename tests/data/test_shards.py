@@ -27,7 +27,8 @@ from dtkd_edge.data.pack_shards import pack_shards
 from dtkd_edge.errors import DataError, NotHereError, RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.recipe import DataConfig
-from dtkd_edge.train.command import evaluate, train
+from dtkd_edge.train.command import train
+from dtkd_edge.train.eval_command import evaluate
 from dtkd_edge.train.teacher_cache import cache_key
 from dtkd_edge.video import read_input
 

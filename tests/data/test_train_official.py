@@ -91,7 +91,8 @@ def test_the_other_kinds_train_a_step_and_score(
     classes: int,
     clips: tuple[int, int],
 ) -> None:
-    from dtkd_edge.train.command import evaluate, train
+    from dtkd_edge.train.command import train
+    from dtkd_edge.train.eval_command import evaluate
 
     plain = ["student.options={}", "teachers.cnn.options={}"] if recipe == "folder" else []  # those of the networks it names
     root = make(tmp_path / "set")

@@ -14,7 +14,8 @@ from dtkd_edge.artifact import Artifact
 from dtkd_edge.benchmarks.command import bench
 from dtkd_edge.export import verify
 from dtkd_edge.export.command import export
-from dtkd_edge.train.command import evaluate, train
+from dtkd_edge.train.command import train
+from dtkd_edge.train.eval_command import evaluate
 
 TARGETS = ("onnx", "openvino")
 STUDENT = ("student.model=tsm_tiny", "student.frames=4", "student.size=24", "data.stride=4")

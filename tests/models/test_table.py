@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from dtkd_edge.models import create_model, list_models
-from dtkd_edge.models.command import EXAMPLES, Row, listed, published
+from dtkd_edge.models.count import EXAMPLES, count, count_all
 from dtkd_edge.models.measure import count_macs, count_parameters
+from dtkd_edge.models.table import ModelTable, listed
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+AGAIN = "run: python -m dtkd_edge.models.count"
 
 # name → size (None: its own), parameters in millions, multiply-accumulates of one view in billions
 PUBLISHED = {
@@ -88,19 +91,35 @@ def test_counting_changes_nothing_and_needs_no_data() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_in_docs_is_the_registrys(dtkd_edge: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
-    pytest.importorskip("transformers", reason="the page lists VideoMAE, which needs transformers")
-    done = dtkd_edge("models", "--markdown", timeout=280)  # makes every model
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == PAGE.read_text(encoding="utf-8"), "run: dtkd-edge models --markdown > docs/models.md"
-    names = set(re.findall(r"^\| `(\w+)` \|", done.stdout, re.M))
-    assert names == {example for name in list_models() for example in EXAMPLES.get(name, [name])}
+def test_the_stored_figures_are_the_registrys() -> None:
+    pytest.importorskip("transformers", reason="the list has VideoMAE, which needs transformers")
+    assert ModelTable.read() == count_all(), AGAIN  # makes every model
+
+
+def test_the_list_is_of_every_model_as_the_page_in_docs_is() -> None:
+    page = ModelTable.read().to_markdown()
+    assert page == PAGE.read_text(encoding="utf-8"), AGAIN
+    names = set(re.findall(r"^\| `(\w+)` \|", page, re.M))
+    assert names == {example for name in list_models() for example in EXAMPLES.get(name, [name])}, AGAIN
+
+
+def test_the_list_builds_no_model() -> None:
+    code = """
+import sys
+from dtkd_edge import cli
+sys.argv = ["dtkd-edge", "models"]
+try:
+    cli.main()
+finally:
+    print("HEAVY", sorted({"torch", "timm", "transformers"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "tsm_tiny " in done.stdout and "HEAVY []" in done.stdout, done.stderr
 
 
 def test_a_name_of_the_list_stands_whole_in_its_line_at_any_width() -> None:
-    with torch.device("meta"):
-        model = create_model("tsm_mobilenetv3_large_100", 400)
-    row = Row("tsm_mobilenetv3_large_100", model.info, 4_710_000, 1_720_000_000, published(model))
+    row = count("tsm_mobilenetv3_large_100")
+    assert row in ModelTable.read().rows, AGAIN
     for width in (60, 80, 200):
         first, *more = listed(row, width).splitlines()
         assert first.split()[0] == "tsm_mobilenetv3_large_100" and first.endswith("4.71 M     1.72 G")

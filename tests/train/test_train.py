@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,12 +22,17 @@ from train_cases import SMALL, command, run_cli, with_sets
 from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError
 from dtkd_edge.models import create_model
 from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.recipe_reader import load
 from dtkd_edge.train import loop
+from dtkd_edge.train.best import Best
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
-from dtkd_edge.train.command import parse_views, train
+from dtkd_edge.train.command import train
 from dtkd_edge.train.engine import Engine
+from dtkd_edge.train.eval_command import parse_views
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loss_check import Step, check_loss
+from dtkd_edge.train.phases import check_models
+from dtkd_edge.train.scores import Scores
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -105,6 +111,11 @@ def test_a_finished_run_is_left_alone(finished: Path, main: Main) -> None:
     assert code == 0 and "finished" in said
     code, _, said = main("train", "--out", finished)
     assert code == 2 and "--resume" in said
+    recipe = (finished / "recipe.yaml").read_bytes()
+    changes = with_sets(["train.epochs=15", "student.options.width=20"])
+    code, _, said = main("train", finished / "recipe.yaml", "--out", finished, "--resume", *changes)
+    assert code == 3 and "this run is finished, with student.options.width = None, not 20, train.epochs = 3, not 15;" in said
+    assert "another --out" in said and (finished / "recipe.yaml").read_bytes() == recipe
     assert (finished / "student.safetensors").read_bytes() == before
 
 
@@ -128,6 +139,55 @@ def test_resume_keeps_the_log_of_every_finished_epoch(stopped: Path, finished: P
     assert sum("started" in e for e in said) == 2
     ours, theirs = load_file(run / "student.safetensors"), load_file(finished / "student.safetensors")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_best_epoch_is_kept_over_a_stop(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the scores are made up; of the two equal ones the later epoch is the best."""
+    averages: dict[int, dict[str, torch.Tensor]] = {}
+    look = Best.look
+
+    def look_at(self: Best, epoch: int, scores: Scores, model: torch.nn.Module | None) -> None:
+        right = np.arange(20) < (8, 12, 12, 4)[epoch - 1]
+        look(self, epoch, Scores({"action": np.eye(2)[right.astype(int)]}, {"action": np.ones(20, int)}), model)  # type: ignore[arg-type]
+
+    def save_then_stop(path: Path, state: TrainState) -> None:
+        save_state(path, state)
+        assert state.ema is not None
+        averages[state.epoch] = {name: value.clone() for name, value in state.ema.items()}
+        if state.epoch == 3 and len(averages) == 3:
+            raise Stop
+
+    monkeypatch.setattr(Best, "look", look_at)
+    monkeypatch.setattr(loop, "save_state", save_then_stop)
+    sets = [*small, "distill.method=ce", "train.epochs=4", "train.ema=0.9", "train.keep=best"]
+    with pytest.raises(Stop):
+        train("quickstart", overrides=sets, out=tmp_path / "run")
+    averages[0] = {}
+    train("quickstart", overrides=[], out=tmp_path / "run", resume=True)
+    saved = load_file(tmp_path / "run" / "student.safetensors")
+    assert all(torch.equal(value, averages[3][name]) for name, value in saved.items())
+    assert any(not torch.equal(value, averages[4][name]) for name, value in saved.items())
+    said = "student: kept: the best, validation top-1 0.600 in epoch 3; the last: 0.200"
+    assert said in [entry.get("note") for entry in entries(tmp_path / "run")]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["kept_epochs"] == {"student": 3}
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        (
+            Best(17, 0.75, 0.55, 100),
+            "best validation top-1 0.750 in epoch 17, kept: the last, 0.550 (train.keep=best keeps the best)",
+        ),
+        (Best(17, 0.75, 0.67, 100), ""),  # as many clips may well differ so much by chance
+        (Best(20, 0.75, 0.75, 100), ""),
+        (Best(17, 0.75, 0.75, 100, {}), "kept: the best, validation top-1 0.750 in epoch 17; the last: 0.750"),
+        (Best(), ""),
+    ],
+)
+def test_that_another_epoch_than_the_last_was_the_best_is_said(best: Best, said: str) -> None:
+    assert best.words(20, "train") == said
+    assert Best.read(vars(best), "last").words(20, "train") == ("" if best.weights is not None else said)
 
 
 def test_resume_takes_a_changed_learning_rate(stopped: Path, tmp_path: Path) -> None:
@@ -330,6 +390,15 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path, smal
     with pytest.raises(DtkdEdgeError):
         train("quickstart", overrides=[*small, *kind, bad], out=out)
     assert not out.exists()
+
+
+def test_a_model_in_a_role_that_it_is_not_listed_for_is_named(small: list[str], tmp_path: Path) -> None:
+    assert check_models(load("quickstart", small), tmp_path) == []
+    changed = ["student.model=vit_tubelet_tiny", "teachers.vit.model=tsm_tiny", "teachers.vit.options={}", "distill.sdd=0"]
+    assert check_models(load("quickstart", [*small, *changed]), tmp_path) == [
+        "student.model: vit_tubelet_tiny is listed as vit-teacher, not as student: see dtkd-edge models",
+        "teachers.vit.model: tsm_tiny is listed as student and cnn-teacher, not as vit-teacher: see dtkd-edge models",
+    ]
 
 
 def test_views() -> None:
