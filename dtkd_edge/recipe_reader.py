@@ -98,10 +98,11 @@ def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -
 
 
 def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
-    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list that is all validation."""
+    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list. All of its clips are scored, or those of
+    the validation side that a folder has itself."""
     if not path.exists():
         raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
-    own: dict[str, Any] = {"kind": "folder", "root": path}
+    own: dict[str, Any] = {"kind": "test-folder", "root": path}
     if path.is_file():
         own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
     return data_section(own, overrides, "--data")

@@ -69,6 +69,7 @@ class Catalogue:
     folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
     parts: clips that are scored apart too, `{part: {head: bool [n]}}`. members: `[n, 3]` where a clip is a file inside one of
     `shards`: the shard's number, offset and size in bytes. missing: clips that an official list has and this copy has not.
+    notes: lines that whoever uses the clips should tell the person.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Catalogue:
         members: Ints | None = None,
         shards: Sequence[Shard] = (),
         missing: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.root = root
@@ -97,6 +99,7 @@ class Catalogue:
         self.parts = parts or {}
         self.shards = shards
         self.missing = missing
+        self.notes = tuple(notes)
         self._members = members
         self._frames = frames
         self._rates = rates
@@ -153,6 +156,7 @@ class Catalogue:
             parts={part: {head: mask[chosen] for head, mask in masks.items()} for part, masks in self.parts.items()},
             members=None if self._members is None else self._members[chosen],
             shards=self.shards,
+            notes=self.notes,
         )
 
 
@@ -247,12 +251,12 @@ def _hold_out_groups(group_of: Ints, labels: Ints, total: Ints, wanted: NDArray[
 
 
 def _generated(config: DataConfig, split: Split) -> Catalogue:
-    from dtkd_edge.data.lists import read_lists
+    from dtkd_edge.data.lists import read_lists, two_sides
     from dtkd_edge.data.motion import default_folder, generate
 
     wanted = (config.kind, config.clips, config.val_clips, config.frame_size, config.seed)
     folder = generate(config.folder or default_folder(*wanted), *wanted)
-    return read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv", config)[split]
+    return two_sides(*read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv"), config)[split]
 
 
 def _from(module: str, function: str) -> Opener:
@@ -269,6 +273,7 @@ GENERATED = ("motion", "order")
 SETS: dict[str, Opener] = {
     **dict.fromkeys(GENERATED, _generated),
     "folder": _from("folder", "open_folder"),
+    "test-folder": _from("folder", "open_test_folder"),
     "csv": _from("lists", "open_lists"),
     "shards": _from("shards", "open_shards"),
     "video-list": _from("mmaction", "open_video_list"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dtkd_edge.data.catalogue import Catalogue, Split
-from dtkd_edge.data.lists import HEAD, read_lists, split_off
+from dtkd_edge.data.lists import HEAD, read_lists, two_sides
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
@@ -23,10 +23,21 @@ VALIDATION = ("val", "valid", "validation", "test")
 
 def open_folder(config: DataConfig, split: Split) -> Catalogue:
     """One side of a folder. Raises DataError for what is missing or not readable."""
-    return _sides(config)[split]
+    whole, val, _ = _sides(config)
+    return two_sides(whole, val, config)[split]
 
 
-def _sides(config: DataConfig) -> dict[str, Catalogue]:
+def open_test_folder(config: DataConfig, split: Split) -> Catalogue:
+    """What `--data FOLDER` means: every clip is scored, or the validation side where the folder has one of its own."""
+    whole, val, place = _sides(config)
+    if val is None or split == "train":
+        return whole
+    val.notes = (*val.notes, f"{config.root}: only its validation side is scored: {place}")
+    return val
+
+
+def _sides(config: DataConfig) -> tuple[Catalogue, Catalogue | None, Path]:
+    """All clips to train on; those of the validation side, where the folder has one; and the place of the latter."""
     root = config.folder
     if root is None:
         raise DataError("data.root: kind folder needs the folder of the data set", "--set data.root=FOLDER")
@@ -35,15 +46,13 @@ def _sides(config: DataConfig) -> dict[str, Catalogue]:
     train_list = root / (config.train or "train.csv")
     if config.train or train_list.is_file():
         val_list = root / (config.val or "val.csv")
-        return read_lists("folder", root, train_list, val_list if config.val or val_list.is_file() else None, config)
+        return *read_lists("folder", root, train_list, val_list if config.val or val_list.is_file() else None), val_list
     train = root / "train"
     if not train.is_dir():
-        return split_off(_scan("folder", root), config)
+        return _scan("folder", root), None, root
     val = next((root / name for name in VALIDATION if (root / name).is_dir()), None)
     whole = _scan("folder", train)
-    if val is None:
-        return split_off(whole, config)
-    return {"train": whole, "val": _scan("folder", val, whole.classes[HEAD])}
+    return (whole, None, train) if val is None else (whole, _scan("folder", val, whole.classes[HEAD]), val)
 
 
 def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:

@@ -44,11 +44,11 @@ def open_lists(config: DataConfig, split: Split) -> Catalogue:
         raise DataError("data.train: kind csv needs a training list", "--set data.train=LIST.csv")
     train = find_list(config.folder, config.train, "data.train")
     val = None if config.val is None else find_list(config.folder, config.val, "data.val")
-    return read_lists("csv", config.folder or train.parent, train, val, config)[split]
+    return two_sides(*read_lists("csv", config.folder or train.parent, train, val), config)[split]
 
 
-def read_lists(name: str, root: Path, train: Path, val: Path | None, config: DataConfig) -> dict[str, Catalogue]:
-    """Both sides of a data set; without a validation list a seeded share of the training list is held out."""
+def read_lists(name: str, root: Path, train: Path, val: Path | None) -> tuple[Catalogue, Catalogue | None]:
+    """The clips of the training list, and of the validation list where there is one."""
     rows = read_rows(train)
     names = {head: _class_names(root, head, labels) for head, labels in rows.labels.items()}
     whole = _catalogue(name, root, rows, names)
@@ -58,9 +58,12 @@ def read_lists(name: str, root: Path, train: Path, val: Path | None, config: Dat
         if missing:
             raise DataError(f"{train}: no clip of class {missing[0]!r}", "add clips of it, or take it out of classes.txt")
     some_exist(whole, train)
-    if val is not None:
-        return {"train": whole, "val": _catalogue(name, root, read_rows(val), names)}
-    return split_off(whole, config)
+    return whole, None if val is None else _catalogue(name, root, read_rows(val), names)
+
+
+def two_sides(whole: Catalogue, val: Catalogue | None, config: DataConfig) -> dict[str, Catalogue]:
+    """Both sides of a data set; where it has none for validation a seeded share is held out."""
+    return split_off(whole, config) if val is None else {"train": whole, "val": val}
 
 
 def split_off(whole: Catalogue, config: DataConfig) -> dict[str, Catalogue]:

@@ -59,6 +59,8 @@ def evaluate_target(
     if submission:
         config = config.model_copy(update={"max_missing": 0.0})
     catalogue = open_split(config, "val", unlabelled=submission)
+    for line in catalogue.notes:
+        say(line)
     if submission:
         check_data(catalogue)
     numbers = _match(labels, catalogue.classes, name)

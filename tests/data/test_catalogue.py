@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dtkd_edge.data.catalogue import Catalogue, Clip, hold_out, open_split, student_subset
 from dtkd_edge.errors import DataError, DtkdEdgeError, RecipeError
 from dtkd_edge.recipe import DataConfig
+from dtkd_edge.recipe_reader import data_at
 
 FIGHT = Path(__file__).parents[2].parent / "shared/data/fight"
 
@@ -303,6 +304,19 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
     tree(tmp_path, ["valid/c/2.mp4"])
     with pytest.raises(DataError, match="valid/c: a class that the training folder does not have"):
         open_split(settings_, "val")
+
+
+def test_all_of_a_named_folder_is_scored_or_its_own_validation_side(tmp_path: Path) -> None:
+    classes = [f"{name}/{i}.mp4" for name in ("a", "b") for i in range(5)]
+    assert sorted(paths(open_split(data_at(tree(tmp_path / "plain", classes)), "val"))) == classes
+    listed = tree(tmp_path / "listed", classes)
+    (listed / "train.csv").write_text("".join(f"{name},{name[0]}\n" for name in classes))
+    assert paths(open_split(data_at(listed), "val")) == classes
+    sides = tree(tmp_path / "sides", [f"train/{name}" for name in classes] + ["test/b/9.mp4"])
+    val = open_split(data_at(sides), "val")
+    assert (paths(val), val.labels().tolist()) == (["b/9.mp4"], [1])
+    assert val.notes == (f"{sides}: only its validation side is scored: {sides}/test",)
+    assert len(open_split(data_at(sides), "train")) == 10
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
