@@ -98,8 +98,8 @@ def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -
 
 
 def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
-    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list. All of its clips are scored, or those of
-    the validation side that a folder has itself."""
+    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list. All of its clips are scored; of a
+    folder that has a validation side, those of that side."""
     if not path.exists():
         raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
     own: dict[str, Any] = {"kind": "test-folder", "root": path}

@@ -1,9 +1,9 @@
 """Data sets given by csv lists: `path,label`, and if wanted `group`, `start` and `end` (seconds). No torch.
 
-With a header line the columns may stand in any order; without one the first two are path and label. Several heads are columns
-`label.HEAD`, such as `label.verb` and `label.noun`. Paths are relative to data.root, or to the list's own folder. A file
-`classes.txt` in the root (one name per line; `classes.HEAD.txt` of several heads) fixes the classes and their order; otherwise
-they are the training list's labels, sorted (by number where all are numbers).
+With a header line the columns may stand in any order, and path and label may have other usual names (PATHS, LABELS);
+without one the first two are path and label. Several heads are columns `label.HEAD`, such as `label.verb` and `label.noun`. Paths are relative to
+data.root, or to the list's own folder. A file `classes.txt` in the root (one name per line; `classes.HEAD.txt` of several heads) fixes
+the classes and their order; otherwise they are the training list's labels, sorted (by number where all are numbers).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dtkd_edge.recipe import DataConfig
 
 HEAD = "action"
 MORE = ("group", "start", "end")
+PATHS = ("path", "video_path", "video", "filename", "file", "clip")  # what a header calls the columns, best first
+LABELS = ("label", "class", "category")
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Rows:
     groups: list[str] = field(default_factory=list)
     times: list[tuple[float, float]] = field(default_factory=list)
     grouped: bool = False
+    header: bool = False
 
 
 def open_lists(config: DataConfig, split: Split) -> Catalogue:
@@ -91,9 +94,9 @@ def read_rows(path: Path) -> Rows:
             if not any(cell.strip() for cell in cells):
                 continue
             if columns is None:
-                columns, is_header = _columns(cells)
+                columns, rows.header = _columns(cells)
                 rows.grouped = "group" in columns
-                if is_header:
+                if rows.header:
                     continue
             _row(rows, cells, columns, reader.line_num)
     except csv.Error as error:
@@ -123,10 +126,12 @@ def _columns(cells: list[str]) -> tuple[dict[str, int], bool]:
     """Where each column stands, labels as `label.HEAD`; and whether the line is a header."""
     names = [cell.strip().lower() for cell in cells]
     labels = [name for name in names if name.startswith("label.") and len(name) > len("label.")]
-    if "path" in names and ("label" in names or labels):
-        heads = {f"label.{HEAD}": names.index("label")} if "label" in names else {name: names.index(name) for name in labels}
-        return {"path": names.index("path"), **heads, **{n: names.index(n) for n in MORE if n in names}}, True
-    return {"path": 0, f"label.{HEAD}": 1}, False
+    path = next((name for name in PATHS if name in names), None)
+    label = next((name for name in LABELS if name in names), None)
+    if path is None or not (label or labels):
+        return {"path": 0, f"label.{HEAD}": 1}, False
+    heads = {f"label.{HEAD}": names.index(label)} if label else {name: names.index(name) for name in labels}
+    return {"path": names.index(path), **heads, **{n: names.index(n) for n in MORE if n in names}}, True
 
 
 def _row(rows: Rows, cells: list[str], columns: dict[str, int], line: int) -> None:
@@ -188,7 +193,20 @@ def _class_names(root: Path, head: str, labels: list[str]) -> list[str]:
     return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
 
 
+def _refuse_unknown_header(root: Path, rows: Rows) -> None:
+    """A header of other names would pass for a clip, and for a class. A clip that is missing has an ending, or a folder."""
+    first, *others = rows.paths
+    if rows.header or not others or Path(first).suffix or "/" in first:
+        return
+    if not os.path.exists(root / first) and os.path.exists(root / others[0]):  # noqa: PTH110  (does not raise without permission)
+        raise DataError(
+            f"{rows.source}:{rows.lines[0]}: {first}: no such file, while that of the next line is there",
+            "a header names its columns path,label; if that line is a clip, take it out",
+        )
+
+
 def _catalogue(name: str, root: Path, rows: Rows, names: dict[str, list[str]]) -> Catalogue:
+    _refuse_unknown_header(root, rows)
     if set(rows.labels) != set(names):
         heads = ", ".join(f"label.{head}" if head != HEAD else "label" for head in names)
         raise DataError(f"{rows.source}:1: expected the training list's columns {heads}", "give both lists the same columns")

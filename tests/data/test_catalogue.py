@@ -178,6 +178,21 @@ def test_columns_in_any_order_groups_and_times(tmp_path: Path) -> None:
     assert whole.groups[0] == whole.groups[2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Video,Class\na.mp4,run",
+        "category,FILE\nrun,a.mp4",
+        "clip,note,label\na.mp4,-,run",
+        "video_path,filename,class\na.mp4,-,run",
+    ],
+)
+def test_other_usual_names_of_columns(tmp_path: Path, text: str) -> None:
+    tree(tmp_path, ["a.mp4"])
+    whole = open_split(csv_set(tmp_path, text, val="list.csv"), "train")
+    assert (paths(whole), whole.classes) == (["a.mp4"], {"action": ["run"]})
+
+
 def test_without_a_header_and_numbers_in_order(tmp_path: Path) -> None:
     tree(tmp_path, ["a.mp4"])
     whole = open_split(csv_set(tmp_path, "a.mp4,10\na.mp4,9\n", val="list.csv"), "train")
@@ -207,6 +222,7 @@ def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
         ("path,label,start\na.mp4,run,-1\n", r"list\.csv:2: start '-1' is not a time"),
         ("path,label,start,end\na.mp4,run,3,2\n", r"list\.csv:2: end 2 is not after start 3"),
         ('path,label\n"a.mp4,run\n', r"list\.csv:\d: not csv"),
+        ("recording,action\na.mp4,run\n", r"list\.csv:1: recording: no such file, while .* names its columns path,label"),
         ("path,label\nb.mp4,run\nc.mp4,sit\n", r"none of its files is there, for example .*b\.mp4"),
     ],
 )
