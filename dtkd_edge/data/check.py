@@ -25,6 +25,7 @@ from dtkd_edge import recipe_reader
 from dtkd_edge.console import progress, say, write_result
 from dtkd_edge.data.catalogue import SETS, SIDES, Catalogue, Clip, open_split
 from dtkd_edge.data.check_report import print_report
+from dtkd_edge.data.folder import require_classes
 from dtkd_edge.errors import DataError, UsageError, VideoError
 from dtkd_edge.files import cache_folder, sha256
 from dtkd_edge.frames import FrameFolder
@@ -100,6 +101,7 @@ def check(
     config = data_config(source, overrides)
     counting = config.model_copy(update={"max_missing": 1.0})  # what there is, is looked at all the same
     sides = {side: open_split(counting, side) for side in SIDES}
+    require_classes(sides["train"])
     shards = [shard for catalogue in sides.values() for shard in catalogue.shards]
     if sums and not shards:
         raise UsageError(f"--sums: kind {config.kind} has no shards whose sums are known", "leave it out")

@@ -1,13 +1,14 @@
 """Data sets given by folders. No torch.
 
 root/CLASS/clip.mp4                       a share is held out for validation
-root/train/CLASS/clip.mp4, root/val/…     as it stands (val, valid, validation or test)
+root/train/CLASS/clip.mp4, root/val/…     as it stands (val, valid, validation or test; capitals do not matter)
 root/train.csv [root/val.csv]             lists decide (see lists.py), wherever the videos lie below root
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +48,49 @@ def _sides(config: DataConfig) -> tuple[Catalogue, Catalogue | None, Path]:
     if config.train or train_list.is_file():
         val_list = root / (config.val or "val.csv")
         return *read_lists("folder", root, train_list, val_list if config.val or val_list.is_file() else None), val_list
-    train = root / "train"
-    if not train.is_dir():
-        return _scan("folder", root), None, root
-    val = next((root / name for name in VALIDATION if (root / name).is_dir()), None)
-    whole = _scan("folder", train)
-    return (whole, None, train) if val is None else (whole, _scan("folder", val, whole.classes[HEAD]), val)
+    train, val = _side(root, "train"), _side(root, *VALIDATION)
+    if val is None:
+        return _scan("folder", train or root), None, root
+    if train is None and config.kind == "folder":
+        raise DataError(
+            f"{val}: a folder for validation, and {root} has no train folder beside it",
+            f"move the class folders to train on into {root / 'train'}, or rename {val.name} if it is a class",
+        )
+    whole = _scan("folder", train or val)
+    return whole, _scan("folder", val, whole.classes[HEAD]), val
+
+
+def _side(root: Path, *names: str) -> Path | None:
+    """The folder of one side: the first of those names, in whatever case, that has folders in it (a class may be called test)."""
+    found = {entry.name.lower(): root / entry.name for entry in sorted(_entries(root), key=lambda e: e.name) if _is_folder(entry)}
+    return next((found[name] for name in names if name in found and _folders(found[name])), None)
+
+
+def require_classes(train: Catalogue) -> None:
+    """DataError where there is one class only: nothing can be learnt from that, and mostly data.root is a level too high."""
+    if any(len(names) > 1 for names in train.classes.values()):
+        return
+    name = next(iter(train.classes.values()))[0]
+    hint = "training needs two classes or more: for one action, a second class with everything else"
+    if train.name == "folder" and isinstance(train.root, Path) and (below := _classes_below(train.root / name)) is not None:
+        hint = f"did you mean --set data.root={shlex.quote(str(below))} ?"
+    raise DataError(f"{train.root}: one class only, {name!r}", hint)
+
+
+def _classes_below(folder: Path) -> Path | None:
+    """The folder that has the class folders, where `folder` leads to it and has no clips of its own."""
+    visited: set[tuple[int, int]] = set()
+    while folder.is_dir() and _first_visit(folder, visited) and not any(map(_is_video, _entries(folder))):
+        below = _folders(folder)
+        if len(below) != 1:
+            return folder if below else None
+        folder /= below[0]
+    return None
 
 
 def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
     """Every video below each class folder; sub-folders of a class belong to it."""
-    found = sorted(entry.name for entry in _entries(root) if entry.is_dir() and not entry.name.startswith("."))
+    found = _folders(root)
     if not found:
         raise DataError(f"{root}: no class folders", "expected CLASS/clip.mp4, or train.csv with path,label lines")
     known = found if names is None else names
@@ -67,7 +100,9 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
     paths: list[str] = []
     labels: list[int] = []
     for label in found:
-        clips = sorted(_videos(root / label, label))
+        visited: set[tuple[int, int]] = set()
+        _first_visit(root, visited)
+        clips = sorted(_videos(root / label, label, visited))
         if not clips:
             raise DataError(f"{root / label}: a class with no clip", f"expected files such as {', '.join(EXTENSIONS[:4])}")
         paths += clips
@@ -75,16 +110,40 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
     return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known})
 
 
-def _videos(folder: Path, inside: str) -> list[str]:
-    clips = []
+def _videos(folder: Path, inside: str, visited: set[tuple[int, int]]) -> list[str]:
+    """Paths below `folder`, from the class folder on. No folder is gone through twice: a link may lead back up."""
+    clips: list[str] = []
+    if not _first_visit(folder, visited):
+        return clips
     for entry in _entries(folder):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            clips += _videos(folder / entry.name, f"{inside}/{entry.name}")
-        elif Path(entry.name).suffix.lower() in EXTENSIONS:
+        if _is_folder(entry):
+            clips += _videos(folder / entry.name, f"{inside}/{entry.name}", visited)
+        elif _is_video(entry):
             clips.append(f"{inside}/{entry.name}")
     return clips
+
+
+def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:
+    found = folder.stat()
+    key = (found.st_dev, found.st_ino)
+    new = key not in visited
+    visited.add(key)
+    return new
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.name.startswith(".") and entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_video(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".") and Path(entry.name).suffix.lower() in EXTENSIONS
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

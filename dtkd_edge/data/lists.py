@@ -1,9 +1,10 @@
 """Data sets given by csv lists: `path,label`, and if wanted `group`, `start` and `end` (seconds). No torch.
 
-With a header line the columns may stand in any order, and path and label may have other usual names (PATHS, LABELS);
-without one the first two are path and label. Several heads are columns `label.HEAD`, such as `label.verb` and `label.noun`. Paths are relative to
-data.root, or to the list's own folder. A file `classes.txt` in the root (one name per line; `classes.HEAD.txt` of several heads) fixes
-the classes and their order; otherwise they are the training list's labels, sorted (by number where all are numbers).
+With a header line the columns may stand in any order, and path and label may have other usual names (PATHS, LABELS); without
+one the first two are path and label. Several heads are columns `label.HEAD`, such as `label.verb` and `label.noun`. Paths are
+relative to data.root, or to the list's own folder. A file `classes.txt` in the root (one name per line; `classes.HEAD.txt` of
+several heads) fixes the classes and their order; otherwise they are the training list's labels, sorted (by number where all are
+numbers).
 """
 
 from __future__ import annotations

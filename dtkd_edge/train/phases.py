@@ -16,6 +16,7 @@ from torch import nn
 import dtkd_edge
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
+from dtkd_edge.data.folder import require_classes
 from dtkd_edge.data.loader import make_loader
 from dtkd_edge.distill import datw, rivals
 from dtkd_edge.distill.methods import find_method, needed_teachers, require_teachers
@@ -125,6 +126,7 @@ class RunData:
     @classmethod
     def open(cls, recipe: Recipe) -> RunData:
         train, val = open_split(recipe.data, "train"), open_split(recipe.data, "val")
+        require_classes(train)
         return cls(train, val, student_subset(train, recipe.data.student_clips, recipe.seed))
 
 

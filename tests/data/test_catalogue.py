@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtkd_edge.data.catalogue import Catalogue, Clip, hold_out, open_split, student_subset
+from dtkd_edge.data.check import check
+from dtkd_edge.data.folder import require_classes
 from dtkd_edge.errors import DataError, DtkdEdgeError, RecipeError
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.recipe_reader import data_at
@@ -333,6 +335,49 @@ def test_all_of_a_named_folder_is_scored_or_its_own_validation_side(tmp_path: Pa
     assert (paths(val), val.labels().tolist()) == (["b/9.mp4"], [1])
     assert val.notes == (f"{sides}: only its validation side is scored: {sides}/test",)
     assert len(open_split(data_at(sides), "train")) == 10
+
+
+def test_capitals_of_the_sides_do_not_matter(tmp_path: Path) -> None:
+    tree(tmp_path, ["Train/a/1.mp4", "Train/b/1.mp4", "VALIDATION/b/2.mp4"])
+    assert paths(open_split(config(kind="folder", root=tmp_path), "train")) == ["a/1.mp4", "b/1.mp4"]
+    assert paths(open_split(config(kind="folder", root=tmp_path), "val")) == ["b/2.mp4"]
+
+
+def test_a_validation_folder_beside_classes_is_no_class(tmp_path: Path) -> None:
+    tree(tmp_path, ["a/1.mp4", "a/2.mp4", "test/1.mp4", "test/2.mp4"])  # a class of that name
+    assert open_split(config(kind="folder", root=tmp_path), "train").classes == {"action": ["a", "test"]}
+    tree(tmp_path, ["val/a/3.mp4"])
+    with pytest.raises(DataError, match=r"val: a folder for validation, and .* no train folder .*move the class folders"):
+        open_split(config(kind="folder", root=tmp_path), "train")
+    assert paths(open_split(data_at(tmp_path), "val")) == ["a/3.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ["data/the clips/a/1.mp4", "data/the clips/b/1.mp4"],
+            r"one class only, 'data' \(did you mean --set .*/data/the clips'",
+        ),
+        (["a/day 1/1.mp4", "a/day 2/1.mp4", "a/2.mp4"], r"one class only, 'a' \(training needs two classes"),
+    ],
+)
+def test_one_class_is_no_training_set(tmp_path: Path, files: list[str], said: str) -> None:
+    train = open_split(data_at(tree(tmp_path, files)), "train")
+    with pytest.raises(DataError, match=said):
+        require_classes(train)
+    with pytest.raises(DataError, match=said):
+        check("folder", overrides=[f"data.root={tmp_path}"], json=None)
+
+
+def test_links_that_lead_back_up_are_not_followed(tmp_path: Path) -> None:
+    tree(tmp_path, ["a/1.mp4", "a/deep/2.mp4", "b/1.mp4"])
+    (tmp_path / "a/self").symlink_to("..")
+    (tmp_path / "a/deep/again").symlink_to("..")
+    (tmp_path / "a/loop").symlink_to("loop")
+    (tmp_path / "c").symlink_to("b")  # a link to another place is one
+    train = open_split(data_at(tmp_path), "train")
+    assert paths(train) == ["a/1.mp4", "a/deep/2.mp4", "b/1.mp4", "c/1.mp4"]
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:
