@@ -42,6 +42,9 @@ class DataConfig(_Section):
     frame_rate: float | None = Field(None, gt=0, description="raw frames per second, where the data set does not say")
     max_missing: float = Field(0.2, ge=0, le=1, description="share of listed videos that may be missing (official sets)")
     val_share: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no validation list")
+    held_out: Path | None = Field(
+        None, description="file that names the clips to hold out, as a run's validation.txt does; none: val_share is drawn"
+    )
     clips: int = Field(2000, ge=16, description="generated sets: training clips")
     val_clips: int = Field(400, ge=16, description="generated sets: validation clips")
     frame_size: int = Field(48, ge=24, le=256, multiple_of=2, description="generated sets: pixels of the written videos' side")
@@ -83,6 +86,11 @@ class DataConfig(_Section):
         if not named or parts.username is not None:
             raise ValueError("expected https://HOST/PATH, without a user or password in it")
         return str(root)
+
+    @field_validator("held_out")
+    @classmethod
+    def _list_from_anywhere(cls, listed: Path | None) -> Path | None:
+        return None if listed is None else listed.expanduser().absolute()
 
     @model_validator(mode="after")
     def _only_dense_clips_have_a_stride(self) -> DataConfig:

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dtkd_edge.errors import InputError, RecipeError
+from dtkd_edge.errors import InputError, RecipeError, UsageError
 from dtkd_edge.recipe import DataConfig, Recipe
 
+HELD_OUT = "validation.txt"  # in a run's folder: the clips that were held out, where the data has no validation side of its own
 # Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -95,6 +96,27 @@ def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -
     for override in overrides:
         set_value(raw, override)
     return parse(raw, where).data
+
+
+def load_run(run: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A run's own recipe, changed by overrides. Clips that its training held out stay the validation side."""
+    overrides = list(overrides)
+    recipe = keep_held_out(load(run / "recipe.yaml", overrides), run)
+    drawn = [override for override in overrides if override.partition("=")[0].strip() in ("data.seed", "data.val_share")]
+    if drawn and recipe.data.held_out == (run / HELD_OUT).absolute():
+        raise UsageError(
+            f"--set {drawn[0]}: another draw would take clips that the run was trained on; it held out those of {run / HELD_OUT}",
+            "leave it out, or give clips that it has not seen: --data FOLDER",
+        )
+    return recipe
+
+
+def keep_held_out(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe, with the very clips held out that the run's training wrote down, whatever has been added to the data since."""
+    listed = run / HELD_OUT
+    if not listed.is_file():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": listed.absolute()})})
 
 
 def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:

@@ -69,7 +69,7 @@ class Catalogue:
     folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
     parts: clips that are scored apart too, `{part: {head: bool [n]}}`. members: `[n, 3]` where a clip is a file inside one of
     `shards`: the shard's number, offset and size in bytes. missing: clips that an official list has and this copy has not.
-    notes: lines that whoever uses the clips should tell the person.
+    notes: lines that whoever uses the clips should tell the person. held_out: whether it was split off the training clips.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Catalogue:
         shards: Sequence[Shard] = (),
         missing: Sequence[str] = (),
         notes: Sequence[str] = (),
+        held_out: bool = False,
     ) -> None:
         self.name = name
         self.root = root
@@ -100,6 +101,7 @@ class Catalogue:
         self.shards = shards
         self.missing = missing
         self.notes = tuple(notes)
+        self.held_out = held_out
         self._members = members
         self._frames = frames
         self._rates = rates
@@ -130,6 +132,13 @@ class Catalogue:
         name = os.fsdecode(self._paths[index])
         return self.root / name if isinstance(self.root, Path) else Path(name)
 
+    def names(self) -> list[str]:
+        """What tells the clips apart: the path, and after tabs start and end where parts of files are meant."""
+        paths = [os.fsdecode(path) for path in self._paths]
+        if self._times is None:
+            return paths
+        return ["\t".join([path, *map(str, times)]) for path, times in zip(paths, self._times.tolist(), strict=True)]
+
     def labels(self, head: str | None = None) -> Ints:
         """Class numbers `[n]` of one head; of the first where none is named."""
         return self._labels[next(iter(self._labels)) if head is None else head]
@@ -157,6 +166,7 @@ class Catalogue:
             members=None if self._members is None else self._members[chosen],
             shards=self.shards,
             notes=self.notes,
+            held_out=self.held_out,
         )
 
 

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtkd_edge.console import say
 from dtkd_edge.data.catalogue import Catalogue, Split, hold_out
 from dtkd_edge.errors import DataError
+from dtkd_edge.files import atomic_path
 from dtkd_edge.recipe import DataConfig
 
 HEAD = "action"
@@ -71,14 +73,40 @@ def two_sides(whole: Catalogue, val: Catalogue | None, config: DataConfig) -> di
 
 
 def split_off(whole: Catalogue, config: DataConfig) -> dict[str, Catalogue]:
-    """A seeded, class-balanced share for validation, and the rest."""
-    held = hold_out(whole.labels(), config.val_share, config.seed, whole.groups)
+    """The clips of data.held_out, or a seeded, class-balanced share, for validation, and the rest."""
+    held = None if config.held_out is None else _named(whole, config.held_out)
+    if held is None:
+        held = hold_out(whole.labels(), config.val_share, config.seed, whole.groups)
     if not held.any():
         raise DataError(
             f"{whole.root}: nothing to hold out for validation: every class has one clip, or one group",
             "add clips, or give a validation list with data.val",
         )
-    return {"train": whole.subset(np.flatnonzero(~held)), "val": whole.subset(np.flatnonzero(held))}
+    train, val = (whole.subset(np.flatnonzero(side)) for side in (~held, held))
+    val.held_out = True
+    return {"train": train, "val": val}
+
+
+def write_held_out(path: Path, val: Catalogue) -> None:
+    """Name the clips of a validation side in a file, for data.held_out."""
+    with atomic_path(path) as aside:
+        aside.write_bytes("".join(f"{name}\n" for name in val.names()).encode("utf-8", "surrogateescape"))
+
+
+def _named(whole: Catalogue, source: Path) -> NDArray[np.bool_] | None:
+    """Which clips a file names, with all of their groups; None where it names none of them: it belongs to other data."""
+    try:
+        names = set(source.read_bytes().decode("utf-8", "surrogateescape").split("\n")) - {""}
+    except OSError as error:
+        raise DataError(f"data.held_out: {source}: not readable: {error.strerror or error}", "check the path") from error
+    own = whole.names()
+    held = np.array([name in names for name in own])
+    if not held.any():
+        whole.notes = (*whole.notes, f"{source}: none of its clips is in {whole.root}; validation clips are drawn anew")
+        return None
+    if gone := names.difference(own):
+        whole.notes = (*whole.notes, f"{source}: {len(gone)} of its {len(names)} clips are no longer in {whole.root}")
+    return held if whole.groups is None else np.isin(whole.groups, whole.groups[held])
 
 
 def read_rows(path: Path) -> Rows:

@@ -53,7 +53,7 @@ def evaluate_target(
     if data is not None:
         config = recipes.data_at(data, overrides)
     elif run is not None:
-        config = recipes.load(run / "recipe.yaml", overrides).data
+        config = recipes.load_run(run, overrides).data
     else:
         config = recipes.load("folder", overrides).data
     if submission:

@@ -18,15 +18,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from train_cases import SMALL, command, run_cli, with_sets
 
-from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError
+from dtkd_edge import recipe_reader as recipes
+from dtkd_edge.benchmarks.plan import find_data
+from dtkd_edge.data.catalogue import open_split
+from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError, UsageError
 from dtkd_edge.models import create_model
 from dtkd_edge.recipe import OptimConfig
 from dtkd_edge.train import loop
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
-from dtkd_edge.train.command import parse_views, train
+from dtkd_edge.train.command import evaluate, parse_views, train
 from dtkd_edge.train.engine import Engine
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loss_check import Step, check_loss
+from dtkd_edge.train.phases import RunData
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -312,6 +316,36 @@ def test_broken_validation_clips_are_named_and_stop_the_run(motion_root: Path, t
         clip.write_bytes(b"")
     with pytest.raises(DataError, match="16 of 16"):
         train("folder", overrides=[*overrides, "data.max_broken=1"], out=tmp_path / "none")
+
+
+def test_clips_that_come_later_move_none_that_was_held_out(
+    motion_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = folders_of(motion_root, tmp_path / "sides")
+    root = Path(shutil.copytree(sides / "train", tmp_path / "set"))
+    run = train("folder", overrides=[f"data.root={root}", *TINY], out=tmp_path / "run")
+    held = (run / "validation.txt").read_text().splitlines()
+    assert 0 < len(held) == json.loads((run / "metrics.json").read_text())["clips"]["val"] < 16
+    shutil.copytree(sides / "val", root, dirs_exist_ok=True)
+    drawn_now = open_split(recipes.load(run / "recipe.yaml").data, "val").names()
+    assert set(drawn_now) - set(held)  # what the student was trained on among them
+    assert evaluate(run, overrides=[])["heads"]["action"]["top1"] == pytest.approx(
+        json.loads((run / "metrics.json").read_text())["student"]["action_top1"]
+    )
+    data, _ = find_data(run / "export" / "any", None, [])
+    again = RunData.open(recipes.keep_held_out(recipes.load(run / "recipe.yaml"), run))  # as --resume and export open it
+    assert data is not None and data.clips.names() == again.val.names() == held
+    assert len(again.train) == 32 - len(held) and not set(again.train.names()) & set(held)
+    with pytest.raises(UsageError, match=r"--set data\.seed=1: another draw would take clips that the run was trained on"):
+        evaluate(run, overrides=["data.seed=1"])
+    (root / held[0]).unlink()
+    evaluate(run, overrides=[])
+    assert f"validation.txt: 1 of its {len(held)} clips are no longer in {root}" in capsys.readouterr().err
+    other = tmp_path / "other"
+    for name in ("a", "b"):
+        shutil.copytree(sides / "val" / name, other / name / "new")
+    evaluate(run, overrides=[f"data.root={other}"])
+    assert f"none of its clips is in {other}; validation clips are drawn anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
