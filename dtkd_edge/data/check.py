@@ -102,6 +102,8 @@ def check(
     counting = config.model_copy(update={"max_missing": 1.0})  # what there is, is looked at all the same
     sides = {side: open_split(counting, side) for side in SIDES}
     require_classes(sides["train"])
+    for line in dict.fromkeys(line for catalogue in sides.values() for line in catalogue.notes):
+        say(line)
     shards = [shard for catalogue in sides.values() for shard in catalogue.shards]
     if sums and not shards:
         raise UsageError(f"--sums: kind {config.kind} has no shards whose sums are known", "leave it out")

@@ -15,10 +15,10 @@ import numpy as np
 
 from dtkd_edge.data.catalogue import Catalogue, Split
 from dtkd_edge.data.lists import HEAD, read_lists, two_sides
+from dtkd_edge.decoder import EXTENSIONS, UNREAD, remux
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
-EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".3gp", ".ogv")
 VALIDATION = ("val", "valid", "validation", "test")
 
 
@@ -99,27 +99,36 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
         raise DataError(f"{root / strange[0]}: a class that the training folder does not have", "add it there, or remove it")
     paths: list[str] = []
     labels: list[int] = []
+    unread: list[str] = []
     for label in found:
         visited: set[tuple[int, int]] = set()
         _first_visit(root, visited)
-        clips = sorted(_videos(root / label, label, visited))
+        clips = sorted(_videos(root / label, label, visited, unread))
         if not clips:
-            raise DataError(f"{root / label}: a class with no clip", f"expected files such as {', '.join(EXTENSIONS[:4])}")
+            expected = f"expected files such as {', '.join(EXTENSIONS[:4])}"
+            raise DataError(f"{root / label}: a class with no clip", remux(unread[-1]) if unread else expected)
         paths += clips
         labels += [known.index(label)] * len(clips)
-    return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known})
+    notes = []
+    if unread:
+        files = f"{len(unread)} file{'s' * (len(unread) > 1)}"
+        notes = [f"{root}: {files} passed over: {', '.join(sorted(set(unread)))} ({remux(unread[0])})"]
+    return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known}, notes=notes)
 
 
-def _videos(folder: Path, inside: str, visited: set[tuple[int, int]]) -> list[str]:
-    """Paths below `folder`, from the class folder on. No folder is gone through twice: a link may lead back up."""
+def _videos(folder: Path, inside: str, visited: set[tuple[int, int]], unread: list[str]) -> list[str]:
+    """Paths below `folder`, from the class folder on; endings of videos that are not read go to `unread`. No folder is gone
+    through twice: a link may lead back up."""
     clips: list[str] = []
     if not _first_visit(folder, visited):
         return clips
     for entry in _entries(folder):
         if _is_folder(entry):
-            clips += _videos(folder / entry.name, f"{inside}/{entry.name}", visited)
+            clips += _videos(folder / entry.name, f"{inside}/{entry.name}", visited, unread)
         elif _is_video(entry):
             clips.append(f"{inside}/{entry.name}")
+        elif not entry.name.startswith(".") and (ending := Path(entry.name).suffix.lower()) in UNREAD:
+            unread.append(ending)
     return clips
 
 
