@@ -92,10 +92,15 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:
     """A data section without a recipe around it, changed by `data.a=value` overrides."""
+    return around_data(own, overrides, where).data
+
+
+def around_data(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> Recipe:
+    """A recipe that has that data section, changed by overrides, and else the defaults."""
     raw: dict[str, Any] = {"name": "data", "student": {"model": "none"}, "data": dict(own)}
     for override in overrides:
         set_value(raw, override)
-    return parse(raw, where).data
+    return parse(raw, where)
 
 
 def load_run(run: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -17,6 +17,7 @@ from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import print_table, say, write_result
 from dtkd_edge.data.lists import write_held_out
+from dtkd_edge.data.mirror import flip_warning
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.files import check_place, disk_errors, sole_writer, write_json, write_text
@@ -132,7 +133,7 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
     try:
         context = RunContext(config, folder, data, engine, log, resume)
         log.note(context.describe(), started=now())
-        for line in dict.fromkeys([*data.train.notes, *data.val.notes]):
+        for line in dict.fromkeys([*data.train.notes, *data.val.notes, *flip_warning(config.augment.flip, data.train.classes)]):
             log.note(line)
         teachers: dict[str, VideoModel] = {}
         scores: dict[str, Scores] = {}

@@ -380,16 +380,16 @@ def test_links_that_lead_back_up_are_not_followed(tmp_path: Path) -> None:
     assert paths(train) == ["a/1.mp4", "a/deep/2.mp4", "b/1.mp4", "c/1.mp4"]
 
 
-def test_videos_that_are_not_read_are_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tree(tmp_path, ["a/1.wmv", "a/2.mts", "a/new/3.M2TS", "a/notes.txt", "b/1.asf"])
-    for number in range(4):
-        (tmp_path / f"a/{number}.mp4").write_bytes(b"")
+def test_what_training_would_pass_over_or_spoil_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path, ["turn left/1.wmv", "turn left/2.mts", "turn left/new/3.M2TS", "turn left/notes.txt", "turn right/1.asf"])
+    (tmp_path / "turn right/2.mp4").write_bytes(b"")
     with pytest.raises(DataError, match="do not decode"):
-        check("folder", overrides=[f"data.root={tmp_path}"], json=None)
-    said = f"{tmp_path}: 2 files passed over: .m2ts, .mts (remux: ffmpeg -i x."
-    assert [line[: len(said)] for line in capfd.readouterr().err.splitlines() if "passed over" in line] == [said]
-    tree(tmp_path, ["c/1.ts"])
-    with pytest.raises(DataError, match=r"c: a class with no clip \(remux: ffmpeg -i x\.ts -c copy x\.mp4\)"):
+        check("folder", overrides=[f"data.root={tmp_path}", "data.val_share=0.5"], json=None)
+    passed, flipped = capfd.readouterr().err.splitlines()[:2]
+    assert passed.startswith(f"{tmp_path}: 2 files passed over: .m2ts, .mts (remux: ffmpeg -i x.m")
+    assert flipped.startswith("classes 'turn left' and 'turn right': augment.flip") and "augment.flip=false" in flipped
+    tree(tmp_path, ["up/1.ts"])
+    with pytest.raises(DataError, match=r"up: a class with no clip \(remux: ffmpeg -i x\.ts -c copy x\.mp4\)"):
         open_split(config(kind="folder", root=tmp_path), "train")
 
 

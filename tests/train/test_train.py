@@ -293,7 +293,7 @@ def test_broken_clips_are_named_counted_and_skipped(motion_root: Path, tmp_path:
 def folders_of(motion_root: Path, root: Path) -> Path:
     """train/ and val/ with 16 clips each, in two classes."""
     for number, row in enumerate((motion_root / "train.csv").read_text().splitlines()[1:33]):
-        clip = root / ("train", "val")[number % 2] / ("a", "b")[number // 2 % 2] / f"{number}.mp4"
+        clip = root / ("train", "val")[number % 2] / ("left", "right")[number // 2 % 2] / f"{number}.mp4"
         clip.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(motion_root / row.split(",")[0], clip)
     return root
@@ -302,9 +302,10 @@ def folders_of(motion_root: Path, root: Path) -> Path:
 TINY = ["student.model=tsm_tiny", "student.size=24", "student.options={}", "distill.method=ce", "train.epochs=1", "threads=1"]
 
 
+@pytest.mark.usefixtures("finished")  # the set is there
 def test_broken_validation_clips_are_named_and_stop_the_run(motion_root: Path, tmp_path: Path) -> None:
     root = folders_of(motion_root, tmp_path / "set")
-    (root / "val" / "a" / "1.mp4").write_bytes(b"")
+    (root / "val" / "left" / "1.mp4").write_bytes(b"")
     overrides = [f"data.root={root}", *TINY]
     with pytest.raises(DataError, match="1 of 16 validation clips do not decode"):
         train("folder", overrides=overrides, out=tmp_path / "strict")
@@ -318,12 +319,14 @@ def test_broken_validation_clips_are_named_and_stop_the_run(motion_root: Path, t
         train("folder", overrides=[*overrides, "data.max_broken=1"], out=tmp_path / "none")
 
 
+@pytest.mark.usefixtures("finished")
 def test_clips_that_come_later_move_none_that_was_held_out(
     motion_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sides = folders_of(motion_root, tmp_path / "sides")
     root = Path(shutil.copytree(sides / "train", tmp_path / "set"))
     run = train("folder", overrides=[f"data.root={root}", *TINY], out=tmp_path / "run")
+    assert "classes 'left' and 'right': augment.flip mirrors" in capsys.readouterr().err
     held = (run / "validation.txt").read_text().splitlines()
     assert 0 < len(held) == json.loads((run / "metrics.json").read_text())["clips"]["val"] < 16
     shutil.copytree(sides / "val", root, dirs_exist_ok=True)
@@ -342,7 +345,7 @@ def test_clips_that_come_later_move_none_that_was_held_out(
     evaluate(run, overrides=[])
     assert f"validation.txt: 1 of its {len(held)} clips are no longer in {root}" in capsys.readouterr().err
     other = tmp_path / "other"
-    for name in ("a", "b"):
+    for name in ("left", "right"):
         shutil.copytree(sides / "val" / name, other / name / "new")
     evaluate(run, overrides=[f"data.root={other}"])
     assert f"none of its clips is in {other}; validation clips are drawn anew" in capsys.readouterr().err
