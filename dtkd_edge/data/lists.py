@@ -9,9 +9,11 @@ numbers).
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,9 +114,10 @@ def _named(whole: Catalogue, source: Path) -> NDArray[np.bool_] | None:
 def read_rows(path: Path) -> Rows:
     """A list file. Raises DataError with file, line number and what was expected."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: not readable: {error.strerror or error}", "check the path and its permissions") from error
+    text = _text(path, data)
     rows = Rows(path)
     columns: dict[str, int] | None = None
     reader = csv.reader(text.splitlines(), strict=True)
@@ -134,6 +137,16 @@ def read_rows(path: Path) -> Rows:
         raise DataError(f"{path}: the list is empty", "expected lines of path,label")
     _say_repeats(rows)
     return rows
+
+
+def _text(path: Path, data: bytes) -> str:
+    """UTF-8, whose stray bytes stay those of file names, or the UTF-16 that some spreadsheets write."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with suppress(UnicodeDecodeError):
+            return data.decode("utf-16")
+    if b"\0" in data:
+        raise DataError(f"{path}: not a text in UTF-8", "save the list as csv in UTF-8")
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _say_repeats(rows: Rows) -> None:

@@ -201,6 +201,16 @@ def test_without_a_header_and_numbers_in_order(tmp_path: Path) -> None:
     assert whole.classes["action"] == ["9", "10"]
 
 
+def test_a_list_in_utf16(tmp_path: Path) -> None:
+    tree(tmp_path, ["ü.mp4"])
+    settings_ = csv_set(tmp_path, "", val="list.csv")
+    (tmp_path / "list.csv").write_bytes("path,label\r\nü.mp4,бег\r\n".encode("utf-16"))
+    assert open_split(settings_, "train").classes == {"action": ["бег"]}
+    (tmp_path / "list.csv").write_bytes("path,label\r\nü.mp4,бег\r\n".encode("utf-16-le"))  # nothing says so
+    with pytest.raises(DataError, match=r"list\.csv: not a text in UTF-8 \(save the list as csv in UTF-8\)"):
+        open_split(settings_, "train")
+
+
 def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
     tree(tmp_path, ["a.mp4"])
     (tmp_path / "classes.txt").write_text("walk\nrun\n")
