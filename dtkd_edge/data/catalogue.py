@@ -261,9 +261,12 @@ def _hold_out_groups(group_of: Ints, labels: Ints, total: Ints, wanted: NDArray[
 
 
 def _generated(config: DataConfig, split: Split) -> Catalogue:
+    from dtkd_edge.data.folder import refuse_own_clips
     from dtkd_edge.data.lists import read_lists, two_sides
     from dtkd_edge.data.motion import default_folder, generate
 
+    if config.folder is not None:
+        refuse_own_clips(config.folder, config.kind)
     wanted = (config.kind, config.clips, config.val_clips, config.frame_size, config.seed)
     folder = generate(config.folder or default_folder(*wanted), *wanted)
     return two_sides(*read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv"), config)[split]

@@ -15,6 +15,7 @@ import numpy as np
 
 from dtkd_edge.data.catalogue import Catalogue, Split
 from dtkd_edge.data.lists import HEAD, read_lists, two_sides
+from dtkd_edge.data.motion import DESCRIPTION
 from dtkd_edge.decoder import EXTENSIONS, UNREAD, remux
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
@@ -75,6 +76,18 @@ def require_classes(train: Catalogue) -> None:
     if train.name == "folder" and isinstance(train.root, Path) and (below := _classes_below(train.root / name)) is not None:
         hint = f"did you mean --set data.root={shlex.quote(str(below))} ?"
     raise DataError(f"{train.root}: one class only, {name!r}", hint)
+
+
+def refuse_own_clips(root: Path, kind: str) -> None:
+    """DataError where a generated set is asked for in a folder of somebody's own clips: the recipe was forgotten."""
+    if not root.is_dir() or (root / DESCRIPTION).exists():
+        return
+    if (root / "train.csv").is_file() or _videos(root, "", set(), []):
+        where = f"--set data.root={shlex.quote(str(root))}"
+        raise DataError(
+            f"{root}: holds clips, and data.kind is {kind}, a set that is generated",
+            f"name the recipe for your own clips: dtkd-edge data check folder {where}, dtkd-edge train folder {where}",
+        )
 
 
 def _classes_below(folder: Path) -> Path | None:
