@@ -107,7 +107,7 @@ def _no_container(stream: BinaryIO, size: int) -> str:
         if length < 8:  # 0: the last box, to the end of the file
             break
         at += length
-    return "the file is cut off (its index is missing)"
+    return "the file is cut off: its index is missing"
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,10 @@ from dtkd_edge.errors import RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
 _Side = Annotated[int, Field(ge=1, le=64)]
+
+
+# Of a data section: how clips are read, not which.
+_READING = {"student_clips", "sampling", "stride", "fps", "eval_crop", "workers", "cache_mb", "max_broken"}
 
 
 class _Section(BaseModel):
@@ -97,6 +102,13 @@ class DataConfig(_Section):
         if self.sampling == "uniform":
             self.stride = None
         return self
+
+    @property
+    def check_command(self) -> str:
+        """The command that looks this very data through."""
+        own = self.model_dump(mode="json", exclude_defaults=True, exclude={"kind", *_READING})
+        sets = [word for key, value in own.items() for word in ("--set", f"data.{key}={value}")]
+        return shlex.join(["dtkd-edge", "data", "check", self.kind.removeprefix("test-"), *sets])
 
     @property
     def folder(self) -> Path | None:

@@ -192,13 +192,13 @@ class RunContext:
         own.index = part[own.index]
         scores = Scores.join(self.engine.gather(own))
         for message in sorted(set(scores.broken) - self._val_broken):
-            self.log.note(f"skipped: {message}", broken=message)
+            self.log.skipped(message)
         self._val_broken |= set(scores.broken)
         if len(scores.broken) > self.recipe.data.max_broken * len(self.val) or len(scores.broken) == len(self.val):
             raise DataError(
                 f"{len(scores.broken)} of {len(self.val)} validation clips do not decode, more than data.max_broken "
                 f"= {self.recipe.data.max_broken:g} allows",
-                "look at them with: dtkd-edge data check   (or raise data.max_broken)",
+                f"look at them with: {self.recipe.data.check_command}   (or raise data.max_broken)",
             )
         return scores
 
@@ -220,7 +220,7 @@ class RunContext:
             loader,
             lambda model: self.score(model, config.batch_size),
             self.engine,
-            self.recipe.data.max_broken,
+            self.recipe.data,
             self.folder / "checkpoints" / f"{name}.pt",
             augment=self.recipe.augment,
         )

@@ -85,7 +85,7 @@ def evaluate_target(
                 label = catalogue.labels(head)[i]
                 wanted[head].append(numbers[head][label] if label >= 0 else -1)
     if not index:
-        raise DataError("no validation clip decodes", "look at them with: dtkd-edge data check")
+        raise DataError("no validation clip decodes", f"look at them with: {config.check_command}")
     with np.errstate(divide="ignore"):  # a probability of 0 is a score of -inf
         logs = {head: np.log(np.stack(rows)) for head, rows in probabilities.items()}
     scores = Scores(logs, {head: np.array(own) for head, own in wanted.items()}, index=np.array(index))

@@ -23,7 +23,7 @@ from dtkd_edge.benchmarks.plan import find_data
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError, UsageError
 from dtkd_edge.models import create_model
-from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.recipe import DataConfig, OptimConfig
 from dtkd_edge.train import loop
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.command import evaluate, parse_views, train
@@ -228,7 +228,7 @@ def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, small: list[s
 def test_the_devices_random_state_is_kept_too(tmp_path: Path) -> None:
     device, layer = torch.device("cuda"), torch.nn.Linear(2, 2).cuda()
     task = SimpleNamespace(student=layer, state_dict=layer.state_dict, load_state_dict=layer.load_state_dict)
-    phase = loop.Phase("student", OptimConfig(), task, None, [], None, Engine("cuda"), 0, tmp_path / "state.pt")  # type: ignore[arg-type]
+    phase = loop.Phase("student", OptimConfig(), task, None, [], None, Engine("cuda"), DataConfig(), tmp_path / "state.pt")  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(layer.parameters())
     loop.save(phase, optimizer, 1, 1)
     drawn = torch.rand(8, device=device)
@@ -288,6 +288,17 @@ def test_broken_clips_are_named_counted_and_skipped(motion_root: Path, tmp_path:
         clip.write_bytes(b"")
     code, _, said = main("train", *with_sets(overrides), "--out", "many")
     assert code == 3 and "max_broken" in said and "Traceback" not in said
+    assert f"look at them with: dtkd-edge data check folder --set data.root={root} " in said
+    assert "the file is empty (copy or download it again" in said and "(its index" not in said
+
+
+def test_a_clip_that_is_met_in_every_phase_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path)
+    for phase in ("cnn", "vit", "cnn"):
+        log.skipped("a.mp4: the file is empty", phase=phase)
+    log.close()
+    assert capsys.readouterr().err.splitlines() == ["skipped: a.mp4: the file is empty"]
+    assert [entry["phase"] for entry in entries(tmp_path)] == ["cnn", "vit", "cnn"]
 
 
 def folders_of(motion_root: Path, root: Path) -> Path:
