@@ -192,7 +192,9 @@ def _result(found: Mapping[int, Answers], heads: Sequence[str], reference: Refer
     head = heads[0]
     seen = len(known[head])
     if not seen:
-        raise DataError(f"{data}: no clip could be used for accuracy", "check it with: dtkd-edge data check")
+        raise DataError(
+            f"{data}: no clip could be used for accuracy", "check it with: dtkd-edge data check RECIPE --set data.root=FOLDER"
+        )
     right1, right5 = (int((known[head] < k).sum()) for k in (1, 5))
     pairs = [
         (answers[head].top, int(reference[head][number]))

@@ -132,6 +132,9 @@ def data_source(data: Path | None, overrides: list[str]) -> Callable[[Artifact],
         key = config.model_dump_json() if config else ""
         if key not in held:
             held[key] = find_data(artifact.folder, data, overrides)
+            if (found := held[key][0]) is not None:
+                for line in found.clips.notes:
+                    say(line)
         return held[key]
 
     return find

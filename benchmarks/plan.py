@@ -45,7 +45,7 @@ def data_config(artifact: Path, data: Path | None, overrides: list[str]) -> Data
         return recipe_reader.data_at(data, overrides)
     run = run_of(artifact)
     if run is not None:
-        return recipe_reader.load(run / "recipe.yaml", overrides).data
+        return recipe_reader.load_run(run, overrides).data
     return recipe_reader.data_section({}, overrides, "--set") if overrides else None
 
 

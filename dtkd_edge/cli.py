@@ -114,7 +114,9 @@ def evaluate(
     target: Annotated[Path | None, typer.Argument(help="A run or an artefact. [default: the newest run]")] = None,
     set_: Set = None,
     views: Annotated[str, typer.Option(metavar="TxS", help="Temporal × spatial views per video.")] = "1x1",
-    data: Annotated[Path | None, typer.Option(help="Labelled videos: a folder per class, or a csv. [default: the run's]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled videos, all scored: a folder per class, or a csv. [default: the run's]")
+    ] = None,
     confusion: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the confusion matrix there: a picture (.png), or .csv.")
     ] = None,
@@ -231,7 +233,9 @@ def bench(
     scenario: Annotated[
         list[str] | None, typer.Option(help="single-stream, multi-stream, offline, live; repeatable. [default: the 1st and 3rd]")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Labelled videos: a folder per class, or a csv. [default: the run's]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled videos, all scored: a folder per class, or a csv. [default: the run's]")
+    ] = None,
     set_: Set = None,
     include: Annotated[str, typer.Option(metavar="STEPS", help="Time preprocess, or preprocess,decode, too.")] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the runtime. [default: its own choice]")] = None,

@@ -17,6 +17,14 @@ from dtkd_edge.errors import VideoError
 
 T = TypeVar("T")
 
+EXTENSIONS = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv",
+    ".asf", ".3g2", ".f4v", ".divx", ".vob",
+)  # fmt: skip
+# Of transport streams decord 3.4 loses the first frames, or finds none; of the others it takes rates or places for others.
+UNREAD = (".ts", ".mts", ".m2ts", ".m2t", ".mxf", ".dv", ".rm", ".rmvb")
+_ASF = bytes.fromhex("3026b2758e66cf11")  # how .wmv and .asf begin
+
 
 def pixels(frame: Any) -> NDArray[np.uint8]:
     """A decoder's frame as uint8 `[H, W, 3]`, in its own memory."""
@@ -64,6 +72,17 @@ def open_reader(path: Path, data: bytes | None, timeout: float) -> Any:
     return bounded(lambda: decord.VideoReader(source, num_threads=1), path, timeout)
 
 
+def seeks(path: Path, data: bytes | None, times_known: bool) -> bool:
+    """Whether the decoder finds a frame by its number. Where frames have no times (MPEG programme streams, h264 or B frames in
+    .avi) and in ASF (.wmv) it lands on another one, and says nothing."""
+    if not times_known:
+        return False
+    if data is not None:
+        return not data.startswith(_ASF)
+    with path.open("rb") as stream:
+        return stream.read(len(_ASF)) != _ASF
+
+
 def _no_container(stream: BinaryIO, size: int) -> str:
     """Why a file cannot be a video, as far as its outline shows; empty where it may be one.
 
@@ -88,7 +107,7 @@ def _no_container(stream: BinaryIO, size: int) -> str:
         if length < 8:  # 0: the last box, to the end of the file
             break
         at += length
-    return "the file is cut off (its index is missing)"
+    return "the file is cut off: its index is missing"
 
 
 def _reason(error: BaseException) -> str:
@@ -98,6 +117,8 @@ def _reason(error: BaseException) -> str:
         return "it has no video stream"
     if "Error reading" in text:
         return "it is no video, or is cut off"
+    if "Unable to handle EOF" in text or "broken metadata" in text:
+        return "the decoder cannot count its frames"
     parts = re.split(r"\[\d\d:\d\d:\d\d\] \S+:\d+: |Check failed: .*\(\S+ vs\. \S+\) ", text)
     return next((part.strip() for part in reversed(parts) if part.strip()), type(error).__name__)
 
@@ -130,4 +151,10 @@ def too_slow(path: Path, timeout: float) -> VideoError:
 def undecodable(path: Path, error: BaseException) -> VideoError:
     if isinstance(error, VideoError):  # a file that was opened again says so itself
         return error
-    return VideoError(f"{path}: does not decode: {_reason(error)}", "re-encode the clip or leave it out")
+    hint = remux(path.suffix) if path.suffix.lower() in UNREAD else "re-encode the clip or leave it out"
+    return VideoError(f"{path}: does not decode: {_reason(error)}", hint)
+
+
+def remux(suffix: str) -> str:
+    """What to do about a file that is only in the wrong container."""
+    return f"remux: ffmpeg -i x{suffix} -c copy x.mp4"

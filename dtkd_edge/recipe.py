@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,10 @@ from dtkd_edge.errors import RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
 _Side = Annotated[int, Field(ge=1, le=64)]
+
+
+# Of a data section: how clips are read, not which.
+_READING = {"student_clips", "sampling", "stride", "fps", "eval_crop", "workers", "cache_mb", "max_broken"}
 
 
 class _Section(BaseModel):
@@ -42,6 +47,9 @@ class DataConfig(_Section):
     frame_rate: float | None = Field(None, gt=0, description="raw frames per second, where the data set does not say")
     max_missing: float = Field(0.2, ge=0, le=1, description="share of listed videos that may be missing (official sets)")
     val_share: float = Field(0.2, gt=0, lt=1, description="share held out where the data set has no validation list")
+    held_out: Path | None = Field(
+        None, description="file that names the clips to hold out, as a run's validation.txt does; none: val_share is drawn"
+    )
     clips: int = Field(2000, ge=16, description="generated sets: training clips")
     val_clips: int = Field(400, ge=16, description="generated sets: validation clips")
     frame_size: int = Field(48, ge=24, le=256, multiple_of=2, description="generated sets: pixels of the written videos' side")
@@ -84,11 +92,23 @@ class DataConfig(_Section):
             raise ValueError("expected https://HOST/PATH, without a user or password in it")
         return str(root)
 
+    @field_validator("held_out")
+    @classmethod
+    def _list_from_anywhere(cls, listed: Path | None) -> Path | None:
+        return None if listed is None else listed.expanduser().absolute()
+
     @model_validator(mode="after")
     def _only_dense_clips_have_a_stride(self) -> DataConfig:
         if self.sampling == "uniform":
             self.stride = None
         return self
+
+    @property
+    def check_command(self) -> str:
+        """The command that looks this very data through."""
+        own = self.model_dump(mode="json", exclude_defaults=True, exclude={"kind", *_READING})
+        sets = [word for key, value in own.items() for word in ("--set", f"data.{key}={value}")]
+        return shlex.join(["dtkd-edge", "data", "check", self.kind.removeprefix("test-"), *sets])
 
     @property
     def folder(self) -> Path | None:

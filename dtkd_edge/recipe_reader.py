@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dtkd_edge.errors import InputError, RecipeError, did_you_mean
+from dtkd_edge.errors import InputError, RecipeError, UsageError, did_you_mean
 from dtkd_edge.recipe import DataConfig, Recipe
 
+HELD_OUT = "validation.txt"  # in a run's folder: the clips that were held out, where the data has no validation side of its own
 # Besides its own error the parser lets those of impossible dates and numbers and of bottomless nesting through.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -94,17 +95,44 @@ def parse(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def data_section(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> DataConfig:
     """A data section without a recipe around it, changed by `data.a=value` overrides."""
+    return around_data(own, overrides, where).data
+
+
+def around_data(own: Mapping[str, Any], overrides: Iterable[str], where: str) -> Recipe:
+    """A recipe that has that data section, changed by overrides, and else the defaults."""
     raw: dict[str, Any] = {"name": "data", "student": {"model": "none"}, "data": dict(own)}
     for override in overrides:
         set_value(raw, override)
-    return parse(raw, where).data
+    return parse(raw, where)
+
+
+def load_run(run: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A run's own recipe, changed by overrides. Clips that its training held out stay the validation side."""
+    overrides = list(overrides)
+    recipe = keep_held_out(load(run / "recipe.yaml", overrides), run)
+    drawn = [override for override in overrides if override.partition("=")[0].strip() in ("data.seed", "data.val_share")]
+    if drawn and recipe.data.held_out == (run / HELD_OUT).absolute():
+        raise UsageError(
+            f"--set {drawn[0]}: another draw would take clips that the run was trained on; it held out those of {run / HELD_OUT}",
+            "leave it out, or give clips that it has not seen: --data FOLDER",
+        )
+    return recipe
+
+
+def keep_held_out(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe, with the very clips held out that the run's training wrote down, whatever has been added to the data since."""
+    listed = run / HELD_OUT
+    if not listed.is_file():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": listed.absolute()})})
 
 
 def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
-    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list that is all validation."""
+    """What `--data PATH` means: a folder with one folder per class (or lists), or a csv list. All of its clips are scored; of a
+    folder that has a validation side, those of that side."""
     if not path.exists():
         raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
-    own: dict[str, Any] = {"kind": "folder", "root": path}
+    own: dict[str, Any] = {"kind": "test-folder", "root": path}
     if path.is_file():
         own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
     return data_section(own, overrides, "--data")

@@ -1,6 +1,7 @@
 """The run folder: where everything of one training lies, and which one is the newest. No torch.
 
-recipe.yaml  log.jsonl  tensorboard/  checkpoints/  metrics.json  teachers/{cnn,vit}.safetensors + .json
+recipe.yaml  validation.txt (clips held out)  log.jsonl  tensorboard/  checkpoints/  metrics.json
+teachers/{cnn,vit}.safetensors + .json
 student.safetensors + student.json (already stripped)  export/TARGET-PRECISION[-stream]/
 bench/DATE.jsonl (every bench)  bench.jsonl  bench.html (the newest of each row)
 """

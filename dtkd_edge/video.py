@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.decoder import bounded, open_reader, pixels, too_slow, undecodable
+from dtkd_edge.decoder import bounded, open_reader, pixels, seeks, too_slow, undecodable
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
@@ -86,16 +86,22 @@ class Video(Source):
         if self.frames < 1:
             raise VideoError(f"{self.path}: no video frame", "re-encode the clip or take it out of the data set")
         self.fps = float(self._reader.get_avg_fps())
-        self._shown = self._variable_rate()
+        times = self._times()
+        self._next: int | None = None if seeks(self.path, data, times is not None) else 0  # the frame that a forward reader is at
+        self._shown = None if times is None else self._variable_rate(times)
 
-    def _variable_rate(self) -> NDArray[np.int64] | None:
-        """Which coded frame is shown at i / fps, where that is not the i-th. Sets `fps` to the mean rate in that case."""
+    def _times(self) -> NDArray[np.float64] | None:
+        """Seconds `[frames, 2]` at which each frame comes and goes, where the container stores sane ones: not every avi does."""
         times = np.asarray(self._reader.get_frame_timestamp(range(self.frames)), np.float64)
         starts = times[:, 0] - times[0, 0]
         length = times[-1, 1] - times[0, 0]
         sane = np.isfinite(times).all() and (np.abs(times) < 1e9).all() and (np.diff(starts) > 0).all() and length > starts[-1]
-        if not sane:  # some containers, avi among them, store no times
-            return None
+        return times if sane else None
+
+    def _variable_rate(self, times: NDArray[np.float64]) -> NDArray[np.int64] | None:
+        """Which coded frame is shown at i / fps, where that is not the i-th. Sets `fps` to the mean rate in that case."""
+        starts = times[:, 0] - times[0, 0]
+        length = times[-1, 1] - times[0, 0]
         even = np.arange(self.frames) * (length / self.frames)
         if np.abs(starts - even).max() <= 1.5 * length / self.frames:  # rounded times, or a first frame that lasts longer
             return None
@@ -169,10 +175,22 @@ class Video(Source):
         """Frames `[H, W, 3]` in the decoder's own memory, not to be written to: its batches copy every pixel twice."""
         if self._reader is None:
             self._reader = self._open()
-        frames = [pixels(self._reader[int(number)]) for number in numbers]
+        frames = [pixels(self._frame(int(number))) for number in numbers]
         if last:
-            self._reader = None
+            self._reader, self._next = None, None if self._next is None else 0
         return frames
+
+    def _frame(self, number: int) -> Any:
+        """The decoder's frame of that number: jumped to, or gone forward to where jumps do not land on it."""
+        if self._next is None:
+            return self._reader[number]
+        if number < self._next:
+            self._reader, self._next = self._open(), 0
+        frame = None
+        while self._next <= number:
+            frame = self._reader.next()
+            self._next += 1
+        return frame
 
 
 class _Reads:

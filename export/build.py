@@ -34,7 +34,7 @@ from dtkd_edge.export.golden import GOLDEN, Golden, make_golden, real_clips, ref
 from dtkd_edge.export.stored import refuse
 from dtkd_edge.export.targets import Request
 from dtkd_edge.files import check_place, sha256
-from dtkd_edge.recipe_reader import load
+from dtkd_edge.recipe_reader import load_run
 
 if TYPE_CHECKING:
     from dtkd_edge.export.int8 import Int8
@@ -54,7 +54,7 @@ def build(
 
     model, card = strip.strip(run)
     check_place(place)
-    recipe = load(run / "recipe.yaml", overrides)
+    recipe = load_run(run, overrides)
     say(f"exporting {card.model} of {run} for {request.target.name} in {request.precision}")
     form = model.stream_form().eval() if request.mode == "stream" else None
     int8 = request.precision == "int8"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.artifact import Artifact, Manifest
+from dtkd_edge.console import say
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.errors import ArtifactError
 from dtkd_edge.export import clips
@@ -111,6 +112,8 @@ def adversarial(frames: int, size: int) -> NDArray[np.uint8]:
 def real_clips(config: DataConfig, preprocess: Preprocess, count: int) -> NDArray[np.uint8]:
     """Clips spread evenly over the validation split, through the deploy preprocessing: uint8 `[n, T, S, S, 3]`."""
     catalogue = open_split(config, "val")
+    for line in catalogue.notes:
+        say(line)
     return clips.read(catalogue, clips.spread(catalogue, count), preprocess)[0]
 
 

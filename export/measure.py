@@ -30,7 +30,7 @@ from dtkd_edge.exits import reported
 from dtkd_edge.export import targets, verify
 from dtkd_edge.export.accuracy import open_gate
 from dtkd_edge.export.targets import Request
-from dtkd_edge.recipe_reader import load
+from dtkd_edge.recipe_reader import load_run
 
 CALLS = 3  # timed calls of one turn, after one that is not
 
@@ -95,7 +95,7 @@ def measure(run: Path, requests: list[Request], *, rounds: int, threads: int, fr
     first = artifacts[0].manifest
     with ExitStack() as stack:
         backends = [stack.enter_context(open_backend(a, device="cpu", threads=threads)) for a in artifacts]
-        data = load(run / "recipe.yaml", overrides).data
+        data = load_run(run, overrides).data
         gate = open_gate(data, first.preprocess, first.labels, 100.0, backends[0])
         ms = turns(backends, gate.frames[:1], rounds)
         names = [request.folder for request in requests]

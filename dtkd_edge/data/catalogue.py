@@ -69,6 +69,7 @@ class Catalogue:
     folder); rates: `[n]` raw frames per second. ids: the data set's own names of its clips.
     parts: clips that are scored apart too, `{part: {head: bool [n]}}`. members: `[n, 3]` where a clip is a file inside one of
     `shards`: the shard's number, offset and size in bytes. missing: clips that an official list has and this copy has not.
+    notes: lines that whoever uses the clips should tell the person. held_out: whether it was split off the training clips.
     """
 
     def __init__(
@@ -88,6 +89,8 @@ class Catalogue:
         members: Ints | None = None,
         shards: Sequence[Shard] = (),
         missing: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        held_out: bool = False,
     ) -> None:
         self.name = name
         self.root = root
@@ -97,6 +100,8 @@ class Catalogue:
         self.parts = parts or {}
         self.shards = shards
         self.missing = missing
+        self.notes = tuple(notes)
+        self.held_out = held_out
         self._members = members
         self._frames = frames
         self._rates = rates
@@ -127,6 +132,13 @@ class Catalogue:
         name = os.fsdecode(self._paths[index])
         return self.root / name if isinstance(self.root, Path) else Path(name)
 
+    def names(self) -> list[str]:
+        """What tells the clips apart: the path, and after tabs start and end where parts of files are meant."""
+        paths = [os.fsdecode(path) for path in self._paths]
+        if self._times is None:
+            return paths
+        return ["\t".join([path, *map(str, times)]) for path, times in zip(paths, self._times.tolist(), strict=True)]
+
     def labels(self, head: str | None = None) -> Ints:
         """Class numbers `[n]` of one head; of the first where none is named."""
         return self._labels[next(iter(self._labels)) if head is None else head]
@@ -153,6 +165,8 @@ class Catalogue:
             parts={part: {head: mask[chosen] for head, mask in masks.items()} for part, masks in self.parts.items()},
             members=None if self._members is None else self._members[chosen],
             shards=self.shards,
+            notes=self.notes,
+            held_out=self.held_out,
         )
 
 
@@ -267,12 +281,15 @@ def _hold_out_groups(group_of: Ints, labels: Ints, total: Ints, wanted: NDArray[
 
 
 def _generated(config: DataConfig, split: Split) -> Catalogue:
-    from dtkd_edge.data.lists import read_lists
+    from dtkd_edge.data.folder import refuse_own_clips
+    from dtkd_edge.data.lists import read_lists, two_sides
     from dtkd_edge.data.motion import default_folder, generate
 
+    if config.folder is not None:
+        refuse_own_clips(config.folder, config.kind)
     wanted = (config.kind, config.clips, config.val_clips, config.frame_size, config.seed)
     folder = generate(config.folder or default_folder(*wanted), *wanted)
-    return read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv", config)[split]
+    return two_sides(*read_lists(config.kind, folder, folder / "train.csv", folder / "val.csv"), config)[split]
 
 
 def _from(module: str, function: str) -> Opener:
@@ -290,6 +307,7 @@ OPTIONAL_ROOT = ("csv", "video-list", "frame-list", "shards")  # beside the list
 SETS: dict[str, Opener] = {
     **dict.fromkeys(GENERATED, _generated),
     "folder": _from("folder", "open_folder"),
+    "test-folder": _from("folder", "open_test_folder"),
     "csv": _from("lists", "open_lists"),
     "shards": _from("shards", "open_shards"),
     "video-list": _from("mmaction", "open_video_list"),

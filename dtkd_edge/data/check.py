@@ -25,10 +25,12 @@ from dtkd_edge import recipe_reader
 from dtkd_edge.console import check_result, counted, progress, say, write_result
 from dtkd_edge.data.catalogue import SETS, SIDES, Catalogue, Clip, open_split
 from dtkd_edge.data.check_report import print_report
+from dtkd_edge.data.folder import require_classes
+from dtkd_edge.data.mirror import flip_warning
 from dtkd_edge.errors import DataError, UsageError, VideoError
 from dtkd_edge.files import cache_folder, check_output, sha256
 from dtkd_edge.frames import FrameFolder
-from dtkd_edge.recipe import DataConfig
+from dtkd_edge.recipe import DataConfig, Recipe
 from dtkd_edge.video import Source, Video
 
 NAMED = 20  # missing videos of one side
@@ -100,9 +102,14 @@ def check(
     if sheet is not None:
         check_output("--sheet", sheet, ".png")
     check_result(json)
-    config = data_config(source, overrides)
+    recipe = _recipe(source, overrides)
+    config = recipe.data
     counting = config.model_copy(update={"max_missing": 1.0})  # what there is, is looked at all the same
     sides = {side: open_split(counting, side) for side in SIDES}
+    require_classes(sides["train"])
+    notes = [line for catalogue in sides.values() for line in catalogue.notes]
+    for line in dict.fromkeys([*notes, *flip_warning(recipe.augment.flip, sides["train"].classes)]):
+        say(line)
     shards = [shard for catalogue in sides.values() for shard in catalogue.shards]
     if sums and not shards:
         raise UsageError(f"--sums: kind {config.kind} has no shards whose sums are known", "leave it out")
@@ -209,9 +216,13 @@ def _journal(config: DataConfig) -> Iterator[_Journal]:
 
 def data_config(source: str, overrides: list[str]) -> DataConfig:
     """The data section of a recipe. Where no recipe has that name, the kind of a data set stands for its defaults."""
+    return _recipe(source, overrides).data
+
+
+def _recipe(source: str, overrides: list[str]) -> Recipe:
     if source not in SETS or source in recipe_reader.shipped() or Path(source).is_file():
-        return recipe_reader.load(source, overrides).data
-    return recipe_reader.data_section({"kind": source}, overrides, source)
+        return recipe_reader.load(source, overrides)
+    return recipe_reader.around_data({"kind": source}, overrides, source)
 
 
 def _read_all(side: str, catalogue: Catalogue, journal: _Journal) -> dict[str, Read]:

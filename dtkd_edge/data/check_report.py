@@ -7,6 +7,8 @@ from typing import Any
 from dtkd_edge.console import print_table, say
 from dtkd_edge.data.catalogue import SIDES, Catalogue
 
+NAMED = 10  # lines about copies of one kind, and files in such a line
+
 
 def print_report(result: dict[str, Any], train: Catalogue) -> None:
     """A table on standard output, and a line on standard error for whatever is wrong with a file."""
@@ -41,13 +43,25 @@ def print_report(result: dict[str, Any], train: Catalogue) -> None:
             say(f"{side}: broken: {path}: {why}")
         for where in found["past_the_end"]:
             say(f"{side}: past the end: {where}")
-        for first, *others in found["copies"]:
-            say(f"{side}: copies of {first}: {', '.join(others)}")
-        for names in found["copies_with_another_label"]:
-            say(f"{side}: the same clip with different labels: {', '.join(names)}")
-    for one, other in result["on_both_sides"]:
-        say(f"on both sides: {one} is {other}")
+        other = found["copies_with_another_label"]
+        said_there = set(map(tuple, other))
+        copies = [names for names in found["copies"] if tuple(names) not in said_there]
+        _say_some(f"{side}: copies", [f"of {first}: {_some(others)}" for first, *others in copies])
+        _say_some(f"{side}: the same clip with different labels:", [_some(names) for names in other])
+    _say_some("on both sides:", [f"{one} is {other}" for one, other in result["on_both_sides"]])
     say(f"decoded at {result['decode']['frames_per_second_all_cores']:.0f} frames/s on all cores")
+
+
+def _say_some(what: str, lines: list[str]) -> None:
+    for line in lines[:NAMED]:
+        say(f"{what} {line}")
+    if len(lines) > NAMED:
+        say(f"{what} … {len(lines) - NAMED} more (all of them: --json FILE)")
+
+
+def _some(names: list[str]) -> str:
+    more = f", … {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _span(values: dict[str, Any] | None) -> str:

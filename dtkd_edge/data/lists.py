@@ -1,28 +1,35 @@
 """Data sets given by csv lists: `path,label`, and if wanted `group`, `start` and `end` (seconds). No torch.
 
-With a header line the columns may stand in any order; without one the first two are path and label. Several heads are columns
-`label.HEAD`, such as `label.verb` and `label.noun`. Paths are relative to data.root, or to the list's own folder. A file
-`classes.txt` in the root (one name per line; `classes.HEAD.txt` of several heads) fixes the classes and their order; otherwise
-they are the training list's labels, sorted (by number where all are numbers).
+With a header line the columns may stand in any order, and path and label may have other usual names (PATHS, LABELS); without
+one the first two are path and label. Several heads are columns `label.HEAD`, such as `label.verb` and `label.noun`. Paths are
+relative to data.root, or to the list's own folder. A file `classes.txt` in the root (one name per line; `classes.HEAD.txt` of
+several heads) fixes the classes and their order; otherwise they are the training list's labels, sorted (by number where all are
+numbers).
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtkd_edge.console import say
 from dtkd_edge.data.catalogue import Catalogue, Split, hold_out
 from dtkd_edge.errors import DataError
+from dtkd_edge.files import atomic_path
 from dtkd_edge.recipe import DataConfig
 
 HEAD = "action"
 MORE = ("group", "start", "end")
+PATHS = ("path", "video_path", "video", "filename", "file", "clip")  # what a header calls the columns, best first
+LABELS = ("label", "class", "category")
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Rows:
     groups: list[str] = field(default_factory=list)
     times: list[tuple[float, float]] = field(default_factory=list)
     grouped: bool = False
+    header: bool = False
 
 
 def open_lists(config: DataConfig, split: Split) -> Catalogue:
@@ -44,11 +52,11 @@ def open_lists(config: DataConfig, split: Split) -> Catalogue:
         raise DataError("data.train: kind csv needs a training list", "--set data.train=LIST.csv")
     train = find_list(config.folder, config.train, "data.train")
     val = None if config.val is None else find_list(config.folder, config.val, "data.val")
-    return read_lists("csv", config.folder or train.parent, train, val, config)[split]
+    return two_sides(*read_lists("csv", config.folder or train.parent, train, val), config)[split]
 
 
-def read_lists(name: str, root: Path, train: Path, val: Path | None, config: DataConfig) -> dict[str, Catalogue]:
-    """Both sides of a data set; without a validation list a seeded share of the training list is held out."""
+def read_lists(name: str, root: Path, train: Path, val: Path | None) -> tuple[Catalogue, Catalogue | None]:
+    """The clips of the training list, and of the validation list where there is one."""
     rows = read_rows(train)
     names = {head: _class_names(root, head, labels) for head, labels in rows.labels.items()}
     whole = _catalogue(name, root, rows, names)
@@ -58,28 +66,58 @@ def read_lists(name: str, root: Path, train: Path, val: Path | None, config: Dat
         if missing:
             raise DataError(f"{train}: no clip of class {missing[0]!r}", "add clips of it, or take it out of classes.txt")
     some_exist(whole, train)
-    if val is not None:
-        return {"train": whole, "val": _catalogue(name, root, read_rows(val), names)}
-    return split_off(whole, config)
+    return whole, None if val is None else _catalogue(name, root, read_rows(val), names)
+
+
+def two_sides(whole: Catalogue, val: Catalogue | None, config: DataConfig) -> dict[str, Catalogue]:
+    """Both sides of a data set; where it has none for validation a seeded share is held out."""
+    return split_off(whole, config) if val is None else {"train": whole, "val": val}
 
 
 def split_off(whole: Catalogue, config: DataConfig) -> dict[str, Catalogue]:
-    """A seeded, class-balanced share for validation, and the rest."""
-    held = hold_out(whole.labels(), config.val_share, config.seed, whole.groups)
+    """The clips of data.held_out, or a seeded, class-balanced share, for validation, and the rest."""
+    held = None if config.held_out is None else _named(whole, config.held_out)
+    if held is None:
+        held = hold_out(whole.labels(), config.val_share, config.seed, whole.groups)
     if not held.any():
         raise DataError(
             f"{whole.root}: nothing to hold out for validation: every class has one clip, or one group",
             "add clips, or give a validation list with data.val",
         )
-    return {"train": whole.subset(np.flatnonzero(~held)), "val": whole.subset(np.flatnonzero(held))}
+    train, val = (whole.subset(np.flatnonzero(side)) for side in (~held, held))
+    val.held_out = True
+    return {"train": train, "val": val}
+
+
+def write_held_out(path: Path, val: Catalogue) -> None:
+    """Name the clips of a validation side in a file, for data.held_out."""
+    with atomic_path(path) as aside:
+        aside.write_bytes("".join(f"{name}\n" for name in val.names()).encode("utf-8", "surrogateescape"))
+
+
+def _named(whole: Catalogue, source: Path) -> NDArray[np.bool_] | None:
+    """Which clips a file names, with all of their groups; None where it names none of them: it belongs to other data."""
+    try:
+        names = set(source.read_bytes().decode("utf-8", "surrogateescape").split("\n")) - {""}
+    except OSError as error:
+        raise DataError(f"data.held_out: {source}: not readable: {error.strerror or error}", "check the path") from error
+    own = whole.names()
+    held = np.array([name in names for name in own])
+    if not held.any():
+        whole.notes = (*whole.notes, f"{source}: none of its clips is in {whole.root}; validation clips are drawn anew")
+        return None
+    if gone := names.difference(own):
+        whole.notes = (*whole.notes, f"{source}: {len(gone)} of its {len(names)} clips are no longer in {whole.root}")
+    return held if whole.groups is None else np.isin(whole.groups, whole.groups[held])
 
 
 def read_rows(path: Path) -> Rows:
     """A list file. Raises DataError with file, line number and what was expected."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: not readable: {error.strerror or error}", "check the path and its permissions") from error
+    text = _text(path, data)
     rows = Rows(path)
     columns: dict[str, int] | None = None
     reader = csv.reader(text.splitlines(), strict=True)
@@ -88,9 +126,9 @@ def read_rows(path: Path) -> Rows:
             if not any(cell.strip() for cell in cells):
                 continue
             if columns is None:
-                columns, is_header = _columns(cells)
+                columns, rows.header = _columns(cells)
                 rows.grouped = "group" in columns
-                if is_header:
+                if rows.header:
                     continue
             _row(rows, cells, columns, reader.line_num)
     except csv.Error as error:
@@ -99,6 +137,16 @@ def read_rows(path: Path) -> Rows:
         raise DataError(f"{path}: the list is empty", "expected lines of path,label")
     _say_repeats(rows)
     return rows
+
+
+def _text(path: Path, data: bytes) -> str:
+    """UTF-8, whose stray bytes stay those of file names, or the UTF-16 that some spreadsheets write."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        with suppress(UnicodeDecodeError):
+            return data.decode("utf-16")
+    if b"\0" in data:
+        raise DataError(f"{path}: not a text in UTF-8", "save the list as csv in UTF-8")
+    return data.decode("utf-8-sig", errors="surrogateescape")
 
 
 def _say_repeats(rows: Rows) -> None:
@@ -120,10 +168,12 @@ def _columns(cells: list[str]) -> tuple[dict[str, int], bool]:
     """Where each column stands, labels as `label.HEAD`; and whether the line is a header."""
     names = [cell.strip().lower() for cell in cells]
     labels = [name for name in names if name.startswith("label.") and len(name) > len("label.")]
-    if "path" in names and ("label" in names or labels):
-        heads = {f"label.{HEAD}": names.index("label")} if "label" in names else {name: names.index(name) for name in labels}
-        return {"path": names.index("path"), **heads, **{n: names.index(n) for n in MORE if n in names}}, True
-    return {"path": 0, f"label.{HEAD}": 1}, False
+    path = next((name for name in PATHS if name in names), None)
+    label = next((name for name in LABELS if name in names), None)
+    if path is None or not (label or labels):
+        return {"path": 0, f"label.{HEAD}": 1}, False
+    heads = {f"label.{HEAD}": names.index(label)} if label else {name: names.index(name) for name in labels}
+    return {"path": names.index(path), **heads, **{n: names.index(n) for n in MORE if n in names}}, True
 
 
 def _row(rows: Rows, cells: list[str], columns: dict[str, int], line: int) -> None:
@@ -185,7 +235,20 @@ def _class_names(root: Path, head: str, labels: list[str]) -> list[str]:
     return sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
 
 
+def _refuse_unknown_header(root: Path, rows: Rows) -> None:
+    """A header of other names would pass for a clip, and for a class. A clip that is missing has an ending, or a folder."""
+    first, *others = rows.paths
+    if rows.header or not others or Path(first).suffix or "/" in first:
+        return
+    if not os.path.exists(root / first) and os.path.exists(root / others[0]):  # noqa: PTH110  (does not raise without permission)
+        raise DataError(
+            f"{rows.source}:{rows.lines[0]}: {first}: no such file, while that of the next line is there",
+            "a header names its columns path,label; if that line is a clip, take it out",
+        )
+
+
 def _catalogue(name: str, root: Path, rows: Rows, names: dict[str, list[str]]) -> Catalogue:
+    _refuse_unknown_header(root, rows)
     if set(rows.labels) != set(names):
         heads = ", ".join(f"label.{head}" if head != HEAD else "label" for head in names)
         raise DataError(f"{rows.source}:1: expected the training list's columns {heads}", "give both lists the same columns")

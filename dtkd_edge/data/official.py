@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dtkd_edge.console import say
 from dtkd_edge.data.catalogue import Catalogue, Ints
-from dtkd_edge.data.folder import EXTENSIONS
+from dtkd_edge.decoder import EXTENSIONS
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 

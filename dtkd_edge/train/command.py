@@ -16,6 +16,8 @@ import dtkd_edge
 from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import now
 from dtkd_edge.console import counted, print_table, say
+from dtkd_edge.data.lists import write_held_out
+from dtkd_edge.data.mirror import flip_warning
 from dtkd_edge.distill.methods import LOSSES
 from dtkd_edge.errors import CheckpointError, RecipeError, UsageError
 from dtkd_edge.exits import Interrupted
@@ -79,7 +81,7 @@ def _open_run(
 def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
     # Whatever the recipe or the data may lack is said before the folder is made: the mended command can then use it.
     unusual = check_models(config, folder)
-    data = RunData.open(config)
+    data = RunData.open(recipes.keep_held_out(config, folder) if resume else config)
     check_heads(config, folder, data)
     for line in unusual if engine.main else ():
         say(line)
@@ -97,6 +99,8 @@ def _train(folder: Path, config: Recipe, engine: Engine, resume: bool) -> None:
         if engine.main:
             with disk_errors(folder):
                 before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+                if before is None and data.val.held_out:
+                    write_held_out(folder / recipes.HELD_OUT, data.val)
                 write_text(saved, config.to_yaml())
         try:
             with disk_errors(folder), memory_errors(config.name):
@@ -130,6 +134,8 @@ def run_phases(config: Recipe, folder: Path, data: RunData, engine: Engine, *, r
     try:
         context = RunContext(config, folder, data, engine, log, resume)
         log.note(context.describe(), started=now())
+        for line in dict.fromkeys([*data.train.notes, *data.val.notes, *flip_warning(config.augment.flip, data.train.classes)]):
+            log.note(line)
         teachers: dict[str, VideoModel] = {}
         scores: dict[str, Scores] = {}
         for name in context.teachers_needed:

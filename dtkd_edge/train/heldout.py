@@ -123,7 +123,7 @@ def main() -> None:
         raise UsageError(f"{missing[0]}: {options.comparison} has no finished student of it", f"it has: {', '.join(students)}")
     students = {name: students[name] for name in dict.fromkeys([*wanted, options.reference])}
     first = next(iter(next(iter(students.values())).values()))
-    clips = Clips(open_split(recipes.load(first / "recipe.yaml", options.overrides).data, "val"))
+    clips = Clips(open_split(recipes.load_run(first, options.overrides).data, "val"))
     hits: dict[str, dict[int, Hits]] = {}
     with progress("students", sum(map(len, students.values()))) as bar:
         for name, runs in students.items():

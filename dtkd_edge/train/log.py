@@ -19,6 +19,7 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.main = main
         self.events: Any = None
+        self._skipped: set[str] = set()
         if not main:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -69,6 +70,15 @@ class RunLog:
         if self.main:
             say(text)
         self.add({"note": text, **entry})
+
+    def skipped(self, message: str, **entry: Any) -> None:
+        """A clip that does not decode: in the log for every phase that meets it, for the person once."""
+        text = f"skipped: {message}"
+        if message in self._skipped:
+            self.add({"note": text, **entry, "broken": message})
+            return
+        self._skipped.add(message)
+        self.note(text, **entry, broken=message)
 
     def close(self) -> None:
         if self.main:

@@ -21,7 +21,7 @@ from dtkd_edge.data.loader import Loader
 from dtkd_edge.distill.task import DistillationTask, TeacherOutput
 from dtkd_edge.errors import CheckpointError, DataError, NotHereError
 from dtkd_edge.models.base import VideoModel
-from dtkd_edge.recipe import AugmentConfig, OptimConfig
+from dtkd_edge.recipe import AugmentConfig, DataConfig, OptimConfig
 from dtkd_edge.train.best import Best
 from dtkd_edge.train.checkpoint import TrainState, load_state, previous, save_state
 from dtkd_edge.train.engine import Engine
@@ -48,7 +48,7 @@ class Phase:
     loader: Loader | list[dict[str, Any]]
     evaluate: Callable[[VideoModel], Scores]
     engine: Engine
-    max_broken: float
+    source: DataConfig
     checkpoint: Path
     taught: TeacherCache | None = None
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -197,7 +197,9 @@ def train_epoch(
         count_broken(phase, batch["broken"], log)
         if len(batch["frames"]) < 2:  # one clip alone has no batch statistics
             if engine.world > 1:  # the other ranks would wait for this one
-                raise DataError(f"{phase.name}: a batch has fewer than two clips that decode", "see: dtkd-edge data check")
+                raise DataError(
+                    f"{phase.name}: a batch has fewer than two clips that decode", f"see: {phase.source.check_command}"
+                )
             continue
         lr = set_learning_rate(optimizer, learning_rate(config, step + number, total))
         frames = to_device(batch["frames"], phase.device)
@@ -222,7 +224,9 @@ def train_epoch(
         count += 1
         bar.advance()
     if before is None:
-        raise DataError(f"{phase.name}: no whole batch in epoch {epoch + 1}", "look for broken clips with: dtkd-edge data check")
+        raise DataError(
+            f"{phase.name}: no whole batch in epoch {epoch + 1}", f"look for broken clips with: {phase.source.check_command}"
+        )
     check_loss(phase, before, epoch, log)
     for message in sorted(set().union(*engine.gather(phase.broken))):
         count_broken(phase, [(-1, message)], log)  # what other ranks have met
@@ -334,12 +338,13 @@ def count_broken(phase: Phase, broken: list[tuple[int, str]], log: RunLog) -> No
     for _, message in broken:
         if message not in phase.broken:
             phase.broken.add(message)
-            log.note(f"skipped: {message}", phase=phase.name, broken=message)
-    if len(phase.broken) > phase.max_broken * len(phase.data):
+            log.skipped(message, phase=phase.name)
+    most = phase.source.max_broken
+    if len(phase.broken) > most * len(phase.data):
         raise DataError(
             f"{len(phase.broken)} of {counted(len(phase.data), 'training clip')} do not decode, more than data.max_broken "
-            f"= {phase.max_broken:g} allows",
-            "look at them with: dtkd-edge data check   (or raise data.max_broken)",
+            f"= {most:g} allows",
+            f"look at them with: {phase.source.check_command}   (or raise data.max_broken)",
         )
 
 

@@ -17,6 +17,7 @@ import dtkd_edge
 from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import Catalogue, open_split, student_subset
 from dtkd_edge.data.dataset import ClipDataset, FrameCache
+from dtkd_edge.data.folder import require_classes
 from dtkd_edge.data.loader import make_loader
 from dtkd_edge.distill import datw, rivals
 from dtkd_edge.distill.methods import find_method, needed_teachers, require_teachers
@@ -136,6 +137,7 @@ class RunData:
     @classmethod
     def open(cls, recipe: Recipe) -> RunData:
         train, val = open_split(recipe.data, "train"), open_split(recipe.data, "val")
+        require_classes(train)
         return cls(train, val, student_subset(train, recipe.data.student_clips, recipe.seed))
 
 
@@ -202,13 +204,13 @@ class RunContext:
         own.index = part[own.index]
         scores = Scores.join(self.engine.gather(own))
         for message in sorted(set(scores.broken) - self._val_broken):
-            self.log.note(f"skipped: {message}", broken=message)
+            self.log.skipped(message)
         self._val_broken |= set(scores.broken)
         if len(scores.broken) > self.recipe.data.max_broken * len(self.val) or len(scores.broken) == len(self.val):
             raise DataError(
                 f"{len(scores.broken)} of {counted(len(self.val), 'validation clip')} do not decode, more than data.max_broken "
                 f"= {self.recipe.data.max_broken:g} allows",
-                "look at them with: dtkd-edge data check   (or raise data.max_broken)",
+                f"look at them with: {self.recipe.data.check_command}   (or raise data.max_broken)",
             )
         return scores
 
@@ -230,7 +232,7 @@ class RunContext:
             loader,
             lambda model: self.score(model, config.batch_size),
             self.engine,
-            self.recipe.data.max_broken,
+            self.recipe.data,
             self.folder / "checkpoints" / f"{name}.pt",
             augment=self.recipe.augment,
         )

@@ -121,7 +121,10 @@ class TeacherCache:
             first = next(outputs, None)
             shapes = self.engine.gather({key: tuple(v.shape[1:]) for key, v in first[1].items()} if first else {})
             if not any(shapes):
-                raise DataError(f"{self.data.catalogue.root}: no clip decodes", "look at them with: dtkd-edge data check")
+                root = self.data.catalogue.root
+                raise DataError(
+                    f"{root}: no clip decodes", f"look at them with: dtkd-edge data check RECIPE --set data.root={root}"
+                )
             if self.engine.main:
                 self._make_files(aside, max(shapes, key=len))
             self.engine.wait()

@@ -54,12 +54,14 @@ def evaluate_target(
     if other is not None:
         config = other
     elif run is not None:
-        config = recipes.load(run / "recipe.yaml", overrides).data
+        config = recipes.load_run(run, overrides).data
     else:
         config = recipes.load("folder", overrides).data
     if submission:
         config = config.model_copy(update={"max_missing": 0.0})
     catalogue = open_split(config, "val", unlabelled=submission)
+    for line in catalogue.notes:
+        say(line)
     if submission:
         check_data(catalogue)
     numbers = _match(labels, catalogue.classes, name)
@@ -84,7 +86,7 @@ def evaluate_target(
                 label = catalogue.labels(head)[i]
                 wanted[head].append(numbers[head][label] if label >= 0 else -1)
     if not index:
-        raise DataError("no validation clip decodes", "look at them with: dtkd-edge data check")
+        raise DataError("no validation clip decodes", f"look at them with: {config.check_command}")
     with np.errstate(divide="ignore"):  # a probability of 0 is a score of -inf
         logs = {head: np.log(np.stack(rows)) for head, rows in probabilities.items()}
     scores = Scores(logs, {head: np.array(own) for head, own in wanted.items()}, index=np.array(index))

@@ -34,6 +34,19 @@ def numbered(count: int) -> np.ndarray:
     return (np.repeat(bits, 4, 1)[:, None, :, None] * np.ones((1, 32, 1, 3)) * 255).astype(np.uint8)
 
 
+def write_numbered(path: Path, count: int, codec: str, **options: str) -> None:
+    """A file of such frames, 64 × 64, in the container that its ending names."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for frame in numbered(count).repeat(2, 1).repeat(2, 2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
 def numbers_shown(pictures: np.ndarray) -> np.ndarray:
     """The numbers `[…]` that pictures `[…, H, W, 3]` of such frames show, in [0, 1], whole and at any multiple of 8 pixels."""
     columns = pictures.mean((-3, -1))

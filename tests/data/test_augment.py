@@ -11,6 +11,7 @@ from made_videos import pattern
 from PIL import Image
 
 from dtkd_edge.data.augment import augment, color_jitter, random_crop, resize, shrink, working_side
+from dtkd_edge.data.mirror import flip_warning, mirrored
 from dtkd_edge.data.rand_augment import FILL, OPERATIONS, STRENGTHS, rand_augment
 from dtkd_edge.recipe import AugmentConfig
 
@@ -140,3 +141,20 @@ def test_rand_augments_operations_are_torchvisions(name: str, theirs: str, magni
         assert any(near)
         found.append(near)
     assert all(any(column) for column in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["swipe left", "swipe right", "up"], [("swipe left", "swipe right")]),
+        (["SwipeRight", "SwipeLeft", "left_arm"], [("SwipeLeft", "SwipeRight")]),
+        (["turn_clockwise", "turn_counter-clockwise"], [("turn_clockwise", "turn_counter-clockwise")]),
+        (["anti clockwise", "clockwise"], [("anti clockwise", "clockwise")]),
+        (["spin cw", "spin CCW"], [("spin CCW", "spin cw")]),
+        (["from left to right", "from right to left"], [("from left to right", "from right to left")]),
+        (["left hook", "right jab", "upright", "upleft", "leftover"], []),
+    ],
+)
+def test_classes_that_a_mirror_swaps(names: list[str], pairs: list[tuple[str, str]]) -> None:
+    assert mirrored(names) == pairs
+    assert len(flip_warning(True, {"action": names})) == len(pairs) and not flip_warning(False, {"action": names})

@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtkd_edge.data.catalogue import Catalogue, Clip, hold_out, open_split, student_subset
+from dtkd_edge.data.check import check
+from dtkd_edge.data.folder import require_classes
 from dtkd_edge.errors import DataError, DtkdEdgeError, RecipeError
 from dtkd_edge.recipe import DataConfig
+from dtkd_edge.recipe_reader import data_at
 
 FIGHT = Path(__file__).parents[2].parent / "shared/data/fight"
 
@@ -177,10 +180,35 @@ def test_columns_in_any_order_groups_and_times(tmp_path: Path) -> None:
     assert whole.groups[0] == whole.groups[2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Video,Class\na.mp4,run",
+        "category,FILE\nrun,a.mp4",
+        "clip,note,label\na.mp4,-,run",
+        "video_path,filename,class\na.mp4,-,run",
+    ],
+)
+def test_other_usual_names_of_columns(tmp_path: Path, text: str) -> None:
+    tree(tmp_path, ["a.mp4"])
+    whole = open_split(csv_set(tmp_path, text, val="list.csv"), "train")
+    assert (paths(whole), whole.classes) == (["a.mp4"], {"action": ["run"]})
+
+
 def test_without_a_header_and_numbers_in_order(tmp_path: Path) -> None:
     tree(tmp_path, ["a.mp4"])
     whole = open_split(csv_set(tmp_path, "a.mp4,10\na.mp4,9\n", val="list.csv"), "train")
     assert whole.classes["action"] == ["9", "10"]
+
+
+def test_a_list_in_utf16(tmp_path: Path) -> None:
+    tree(tmp_path, ["ü.mp4"])
+    settings_ = csv_set(tmp_path, "", val="list.csv")
+    (tmp_path / "list.csv").write_bytes("path,label\r\nü.mp4,бег\r\n".encode("utf-16"))
+    assert open_split(settings_, "train").classes == {"action": ["бег"]}
+    (tmp_path / "list.csv").write_bytes("path,label\r\nü.mp4,бег\r\n".encode("utf-16-le"))  # nothing says so
+    with pytest.raises(DataError, match=r"list\.csv: not a text in UTF-8 \(save the list as csv in UTF-8\)"):
+        open_split(settings_, "train")
 
 
 def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
@@ -206,6 +234,7 @@ def test_classes_file_fixes_the_order(tmp_path: Path) -> None:
         ("path,label,start\na.mp4,run,-1\n", r"list\.csv:2: start '-1' is not a time"),
         ("path,label,start,end\na.mp4,run,3,2\n", r"list\.csv:2: end 2 is not after start 3"),
         ('path,label\n"a.mp4,run\n', r"list\.csv:\d: not csv"),
+        ("recording,action\na.mp4,run\n", r"list\.csv:1: recording: no such file, while .* names its columns path,label"),
         ("path,label\nb.mp4,run\nc.mp4,sit\n", r"none of its files is there, for example .*b\.mp4"),
     ],
 )
@@ -303,6 +332,75 @@ def test_train_and_val_folders(tmp_path: Path) -> None:
     tree(tmp_path, ["valid/c/2.mp4"])
     with pytest.raises(DataError, match="valid/c: a class that the training folder does not have"):
         open_split(settings_, "val")
+
+
+def test_all_of_a_named_folder_is_scored_or_its_own_validation_side(tmp_path: Path) -> None:
+    classes = [f"{name}/{i}.mp4" for name in ("a", "b") for i in range(5)]
+    assert sorted(paths(open_split(data_at(tree(tmp_path / "plain", classes)), "val"))) == classes
+    listed = tree(tmp_path / "listed", classes)
+    (listed / "train.csv").write_text("".join(f"{name},{name[0]}\n" for name in classes))
+    assert paths(open_split(data_at(listed), "val")) == classes
+    sides = tree(tmp_path / "sides", [f"train/{name}" for name in classes] + ["test/b/9.mp4"])
+    val = open_split(data_at(sides), "val")
+    assert (paths(val), val.labels().tolist()) == (["b/9.mp4"], [1])
+    assert val.notes == (f"{sides}: only its validation side is scored: {sides}/test",)
+    assert len(open_split(data_at(sides), "train")) == 10
+
+
+def test_capitals_of_the_sides_do_not_matter(tmp_path: Path) -> None:
+    tree(tmp_path, ["Train/a/1.mp4", "Train/b/1.mp4", "VALIDATION/b/2.mp4"])
+    assert paths(open_split(config(kind="folder", root=tmp_path), "train")) == ["a/1.mp4", "b/1.mp4"]
+    assert paths(open_split(config(kind="folder", root=tmp_path), "val")) == ["b/2.mp4"]
+
+
+def test_a_validation_folder_beside_classes_is_no_class(tmp_path: Path) -> None:
+    tree(tmp_path, ["a/1.mp4", "a/2.mp4", "test/1.mp4", "test/2.mp4"])  # a class of that name
+    assert open_split(config(kind="folder", root=tmp_path), "train").classes == {"action": ["a", "test"]}
+    tree(tmp_path, ["val/a/3.mp4"])
+    with pytest.raises(DataError, match=r"val: a folder for validation, and .* no train folder .*move the class folders"):
+        open_split(config(kind="folder", root=tmp_path), "train")
+    assert paths(open_split(data_at(tmp_path), "val")) == ["a/3.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ["data/the clips/a/1.mp4", "data/the clips/b/1.mp4"],
+            r"one class only, 'data' \(did you mean --set .*/data/the clips'",
+        ),
+        (["a/day 1/1.mp4", "a/day 2/1.mp4", "a/2.mp4"], r"one class only, 'a' \(training needs two classes"),
+    ],
+)
+def test_one_class_is_no_training_set(tmp_path: Path, files: list[str], said: str) -> None:
+    train = open_split(data_at(tree(tmp_path, files)), "train")
+    with pytest.raises(DataError, match=said):
+        require_classes(train)
+    with pytest.raises(DataError, match=said):
+        check("folder", overrides=[f"data.root={tmp_path}"], json=None)
+
+
+def test_links_that_lead_back_up_are_not_followed(tmp_path: Path) -> None:
+    tree(tmp_path, ["a/1.mp4", "a/deep/2.mp4", "b/1.mp4"])
+    (tmp_path / "a/self").symlink_to("..")
+    (tmp_path / "a/deep/again").symlink_to("..")
+    (tmp_path / "a/loop").symlink_to("loop")
+    (tmp_path / "c").symlink_to("b")  # a link to another place is one
+    train = open_split(data_at(tmp_path), "train")
+    assert paths(train) == ["a/1.mp4", "a/deep/2.mp4", "b/1.mp4", "c/1.mp4"]
+
+
+def test_what_training_would_pass_over_or_spoil_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree(tmp_path, ["turn left/1.wmv", "turn left/2.mts", "turn left/new/3.M2TS", "turn left/notes.txt", "turn right/1.asf"])
+    (tmp_path / "turn right/2.mp4").write_bytes(b"")
+    with pytest.raises(DataError, match="do not decode"):
+        check("folder", overrides=[f"data.root={tmp_path}", "data.val_share=0.5"], json=None)
+    passed, flipped = capfd.readouterr().err.splitlines()[:2]
+    assert passed.startswith(f"{tmp_path}: 2 files passed over: .m2ts, .mts (remux: ffmpeg -i x.m")
+    assert flipped.startswith("classes 'turn left' and 'turn right': augment.flip") and "augment.flip=false" in flipped
+    tree(tmp_path, ["up/1.ts"])
+    with pytest.raises(DataError, match=r"up: a class with no clip \(remux: ffmpeg -i x\.ts -c copy x\.mp4\)"):
+        open_split(config(kind="folder", root=tmp_path), "train")
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,20 @@ from dtkd_edge.data.check import check
 from dtkd_edge.data.motion import write_video
 from dtkd_edge.errors import DataError, RecipeError
 
+Main = Callable[..., tuple[int, str, str]]
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dtkd_edge", "data", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", [["data", "check"], ["train"]])
+def test_own_clips_without_their_recipe(tmp_path: Path, command: list[str], main: Main) -> None:
+    (tmp_path / "my clips/wave").mkdir(parents=True)
+    (tmp_path / "my clips/wave/1.mp4").write_bytes(b"")
+    code, _, said = main(*command, "--set", f"data.root={tmp_path}/my clips")
+    assert code == 3 and "holds clips, and data.kind is motion, a set that is generated" in said
+    assert f"fix: name the recipe for your own clips: dtkd-edge data check folder --set data.root='{tmp_path}/my clips'" in said
 
 
 def test_synth_then_check(tmp_path: Path) -> None:
@@ -67,8 +79,25 @@ def test_broken_files_and_copies_are_named(broken_folder: Path, capfd: pytest.Ca
     assert "empty.mp4: the file is empty" in err
     assert f"train: copies of {broken_folder}/train/b/again.mp4: {broken_folder}/train/b/b0.mp4" in err
     assert f"val: the same clip with different labels: {broken_folder}/val/a/wrong.mp4, {broken_folder}/val/b/b1.mp4" in err
+    assert "val: copies" not in err  # the pair is said already
     with pytest.raises(DataError, match=r"train: 5 of 14 do not decode, more than data\.max_broken = 0\.05"):
         check("folder", overrides=override[:1], json=None)
+
+
+def test_many_copies_are_summed_up(motion_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    clips = sorted((motion_folder / "videos/train").iterdir())
+    for number, clip in enumerate(clips[:12]):
+        for copy in range(14 if number == 0 else 2):
+            place = tmp_path / "train" / "ab"[number % 2] / f"{number}-{copy}.mp4"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(clip, place)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    check("folder", overrides=[f"data.root={tmp_path}"], json=None)
+    said = capfd.readouterr().err.splitlines()
+    copies = [line for line in said if line.startswith("train: copies")]
+    assert len(copies) == 11 and copies[-1] == "train: copies … 2 more (all of them: --json FILE)"
+    assert copies[0].endswith(", … 3 more") and copies[0].count(".mp4") == 11
+    assert sum(line.startswith("on both sides:") for line in said) == 11
 
 
 def test_each_side_may_have_its_share_of_broken_files(motion_folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from made_videos import pattern, zero_frames
+from made_videos import numbers_shown, pattern, write_numbered, zero_frames
 
 from dtkd_edge import video as module
 from dtkd_edge.data.motion import write_video
+from dtkd_edge.decoder import EXTENSIONS
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.video import Video, read_clip, read_input
@@ -189,6 +190,33 @@ def test_importing_brings_no_torch() -> None:
         "assert not {'torch', 'av', 'decord'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("v.avi", "libx264"), ("b.avi", "mpeg4"), ("v.mpg", "mpeg2video"), ("v.vob", "mpeg2video"),
+        ("v.wmv", "wmv2"), ("v.asf", "msmpeg4v3"), ("v.3gp", "mpeg4"), ("v.flv", "flv"), ("v.f4v", "libx264"),
+    ],
+)  # fmt: skip
+def test_every_container_gives_the_frame_that_is_asked_for(tmp_path: Path, name: str, codec: str) -> None:
+    """Several of them without times of their frames, where the decoder's jumps go astray."""
+    path = tmp_path / name
+    write_numbered(path, 100, codec, g="12", **({"bf": "2"} if name[0] == "b" or codec in ("libx264", "mpeg2video") else {}))
+    assert path.suffix in EXTENSIONS
+    for data in (None, path.read_bytes()):
+        video = Video(path, data=data)
+        assert (len(video), video.fps) == (100, pytest.approx(25))
+        for numbers in ([40, 7, 7, 93], [60, 61], [2]):
+            assert numbers_shown(video.read(np.array(numbers)) / 255).tolist() == numbers
+        each = video.read(np.array([5, 80, 31]), lambda frame: frame, last=True)
+        assert numbers_shown(each / 255).tolist() == [5, 80, 31]
+
+
+def test_a_transport_stream_that_is_not_read_says_what_to_do(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "v.ts", 40, "mpeg4")
+    with pytest.raises(VideoError, match=r"v\.ts: does not decode: the decoder cannot count its frames \(remux: ffmpeg -i x\.ts"):
+        Video(tmp_path / "v.ts")
 
 
 @needs_fixtures

@@ -19,19 +19,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from train_cases import SMALL, command, run_cli, with_sets
 
-from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError
+from dtkd_edge import recipe_reader as recipes
+from dtkd_edge.benchmarks.plan import find_data
+from dtkd_edge.data.catalogue import open_split
+from dtkd_edge.errors import CheckpointError, DataError, DtkdEdgeError, InputError, RecipeError, UsageError
 from dtkd_edge.models import create_model
-from dtkd_edge.recipe import OptimConfig
+from dtkd_edge.recipe import DataConfig, OptimConfig
 from dtkd_edge.recipe_reader import load
 from dtkd_edge.train import loop
 from dtkd_edge.train.best import Best
 from dtkd_edge.train.checkpoint import TrainState, load_state, save_state
 from dtkd_edge.train.command import train
 from dtkd_edge.train.engine import Engine
-from dtkd_edge.train.eval_command import parse_views
+from dtkd_edge.train.eval_command import evaluate, parse_views
 from dtkd_edge.train.log import RunLog
 from dtkd_edge.train.loss_check import Step, check_loss
-from dtkd_edge.train.phases import check_models
+from dtkd_edge.train.phases import RunData, check_models
 from dtkd_edge.train.scores import Scores
 
 Main = Callable[..., tuple[int, str, str]]
@@ -284,7 +287,7 @@ def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, small: list[s
 def test_the_devices_random_state_is_kept_too(tmp_path: Path) -> None:
     device, layer = torch.device("cuda"), torch.nn.Linear(2, 2).cuda()
     task = SimpleNamespace(student=layer, state_dict=layer.state_dict, load_state_dict=layer.load_state_dict)
-    phase = loop.Phase("student", OptimConfig(), task, None, [], None, Engine("cuda"), 0, tmp_path / "state.pt")  # type: ignore[arg-type]
+    phase = loop.Phase("student", OptimConfig(), task, None, [], None, Engine("cuda"), DataConfig(), tmp_path / "state.pt")  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(layer.parameters())
     loop.save(phase, optimizer, 1, 1)
     drawn = torch.rand(8, device=device)
@@ -344,12 +347,23 @@ def test_broken_clips_are_named_counted_and_skipped(motion_root: Path, tmp_path:
         clip.write_bytes(b"")
     code, _, said = main("train", *with_sets(overrides), "--out", "many")
     assert code == 3 and "max_broken" in said and "Traceback" not in said
+    assert f"look at them with: dtkd-edge data check folder --set data.root={root} " in said
+    assert "the file is empty (copy or download it again" in said and "(its index" not in said
+
+
+def test_a_clip_that_is_met_in_every_phase_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path)
+    for phase in ("cnn", "vit", "cnn"):
+        log.skipped("a.mp4: the file is empty", phase=phase)
+    log.close()
+    assert capsys.readouterr().err.splitlines() == ["skipped: a.mp4: the file is empty"]
+    assert [entry["phase"] for entry in entries(tmp_path)] == ["cnn", "vit", "cnn"]
 
 
 def folders_of(motion_root: Path, root: Path) -> Path:
     """train/ and val/ with 16 clips each, in two classes."""
     for number, row in enumerate((motion_root / "train.csv").read_text().splitlines()[1:33]):
-        clip = root / ("train", "val")[number % 2] / ("a", "b")[number // 2 % 2] / f"{number}.mp4"
+        clip = root / ("train", "val")[number % 2] / ("left", "right")[number // 2 % 2] / f"{number}.mp4"
         clip.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(motion_root / row.split(",")[0], clip)
     return root
@@ -358,9 +372,10 @@ def folders_of(motion_root: Path, root: Path) -> Path:
 TINY = ["student.model=tsm_tiny", "student.size=24", "student.options={}", "distill.method=ce", "train.epochs=1", "threads=1"]
 
 
+@pytest.mark.usefixtures("finished")  # the set is there
 def test_broken_validation_clips_are_named_and_stop_the_run(motion_root: Path, tmp_path: Path) -> None:
     root = folders_of(motion_root, tmp_path / "set")
-    (root / "val" / "a" / "1.mp4").write_bytes(b"")
+    (root / "val" / "left" / "1.mp4").write_bytes(b"")
     overrides = [f"data.root={root}", *TINY]
     with pytest.raises(DataError, match="1 of 16 validation clips do not decode"):
         train("folder", overrides=overrides, out=tmp_path / "strict")
@@ -372,6 +387,38 @@ def test_broken_validation_clips_are_named_and_stop_the_run(motion_root: Path, t
         clip.write_bytes(b"")
     with pytest.raises(DataError, match="16 of 16"):
         train("folder", overrides=[*overrides, "data.max_broken=1"], out=tmp_path / "none")
+
+
+@pytest.mark.usefixtures("finished")
+def test_clips_that_come_later_move_none_that_was_held_out(
+    motion_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = folders_of(motion_root, tmp_path / "sides")
+    root = Path(shutil.copytree(sides / "train", tmp_path / "set"))
+    run = train("folder", overrides=[f"data.root={root}", *TINY], out=tmp_path / "run")
+    assert "classes 'left' and 'right': augment.flip mirrors" in capsys.readouterr().err
+    held = (run / "validation.txt").read_text().splitlines()
+    assert 0 < len(held) == json.loads((run / "metrics.json").read_text())["clips"]["val"] < 16
+    shutil.copytree(sides / "val", root, dirs_exist_ok=True)
+    drawn_now = open_split(recipes.load(run / "recipe.yaml").data, "val").names()
+    assert set(drawn_now) - set(held)  # what the student was trained on among them
+    assert evaluate(run, overrides=[])["heads"]["action"]["top1"] == pytest.approx(
+        json.loads((run / "metrics.json").read_text())["student"]["action_top1"]
+    )
+    data, _ = find_data(run / "export" / "any", None, [])
+    again = RunData.open(recipes.keep_held_out(recipes.load(run / "recipe.yaml"), run))  # as --resume and export open it
+    assert data is not None and data.clips.names() == again.val.names() == held
+    assert len(again.train) == 32 - len(held) and not set(again.train.names()) & set(held)
+    with pytest.raises(UsageError, match=r"--set data\.seed=1: another draw would take clips that the run was trained on"):
+        evaluate(run, overrides=["data.seed=1"])
+    (root / held[0]).unlink()
+    evaluate(run, overrides=[])
+    assert f"validation.txt: 1 of its {len(held)} clips are no longer in {root}" in capsys.readouterr().err
+    other = tmp_path / "other"
+    for name in ("left", "right"):
+        shutil.copytree(sides / "val" / name, other / name / "new")
+    evaluate(run, overrides=[f"data.root={other}"])
+    assert f"none of its clips is in {other}; validation clips are drawn anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
