@@ -15,18 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dtkd_edge.decoder import EXTENSIONS, load_decord
 from dtkd_edge.errors import DataError
 from dtkd_edge.exits import reported
 from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.video import read_input
 
-EXTENSIONS = {".mp4", ".mkv", ".avi", ".mov", ".webm"}
-
 
 def bare(path: Path, sampling: Sampling) -> int:
-    import decord
-
-    reader = decord.VideoReader(str(path), num_threads=1)
+    reader = load_decord().VideoReader(str(path), num_threads=1)
     return len(reader.get_batch(np.unique(sampling.indices(len(reader)))).asnumpy())
 
 
@@ -36,9 +33,6 @@ def whole(path: Path, preprocess: Preprocess) -> int:
 
 def measure(files: list[Path], preprocess: Preprocess, repeats: int) -> list[tuple[float, float]]:
     """Seconds (bare, whole) of each repetition over all files."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
     for path in files[:3]:  # warm up
         bare(path, preprocess.sampling)
         whole(path, preprocess)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dtkd_edge.artifact import Artifact
 from dtkd_edge.deploy.classifier import Classifier
-from dtkd_edge.deploy.command import DECODERS, VIDEO_SUFFIXES, predict_all
+from dtkd_edge.deploy.command import DECODERS, EXTENSIONS, predict_all
 from dtkd_edge.errors import DataError
 from dtkd_edge.exits import reported
 
@@ -74,7 +74,7 @@ def find_videos(paths: Sequence[Path], most: int) -> list[Path]:
     found = [
         file
         for path in paths
-        for file in (sorted(f for f in path.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES) if path.is_dir() else [path])
+        for file in (sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS) if path.is_dir() else [path])
     ]
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: no videos there", "name videos or a folder of them")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtkd_edge.decoder import load_decord
 from dtkd_edge.exits import reported
 from dtkd_edge.preprocess import Sampling
 
@@ -37,10 +38,9 @@ def resident() -> float:
 
 def bare(clips: Catalogue, sampling: Sampling, threads: int = 1) -> float:
     """Seconds per clip that so many threads take to decode the sampled frames."""
-    import decord
 
     def decode(index: int) -> None:
-        reader = decord.VideoReader(str(clips.path(index)), num_threads=1)
+        reader = load_decord().VideoReader(str(clips.path(index)), num_threads=1)
         reader.get_batch(np.unique(sampling.indices(len(reader)))).asnumpy()
 
     began = time.perf_counter()
@@ -83,14 +83,11 @@ def main() -> None:
     parser.add_argument("--soak", type=int, metavar="N", help="only read N clips and watch the memory")
     parser.add_argument("--evaluation", action="store_true", help="the loader of evaluation: centre crop, by Pillow")
     options = parser.parse_args()
-    import decord
-
     from dtkd_edge.data.catalogue import open_split
     from dtkd_edge.data.dataset import ClipDataset, make_loader
     from dtkd_edge.recipe import AugmentConfig
     from dtkd_edge.recipe_reader import data_at
 
-    decord.logging.set_level(decord.logging.QUIET)
     whole = open_split(data_at(options.folder), "train")
     clips = whole.subset(np.arange(options.clips) % len(whole))
     sampling = Sampling(frames=options.frames)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.console import counted, say
+from dtkd_edge.decoder import EXTENSIONS
 from dtkd_edge.deploy.classifier import Classifier, Prediction, is_artifact_or_run, load_newest
 from dtkd_edge.deploy.demo import demo
 from dtkd_edge.errors import InputError, UsageError, VideoError
@@ -21,7 +22,6 @@ from dtkd_edge.video import core_taken
 
 __all__ = ["demo", "predict"]
 
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 DECODERS = 2  # threads that decode ahead of the inference
 WAITING = 4  # decoded clips that may wait for it, so that it goes on while a video takes long to decode
 
@@ -64,7 +64,7 @@ def _is_model(paths: list[Path]) -> bool:
     first = paths[0]
     if is_artifact_or_run(first):
         return True
-    video = first.is_file() or first.suffix.lower() in VIDEO_SUFFIXES or (first.is_dir() and bool(_videos(first)))
+    video = first.is_file() or first.suffix.lower() in EXTENSIONS or (first.is_dir() and bool(_videos(first)))
     return len(paths) > 1 and not video
 
 
@@ -75,7 +75,7 @@ def _no_videos(folder: Path) -> InputError:
 
 
 def _videos(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
 
 
 def predict_all(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import re
 import struct
+import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +53,35 @@ def _unpadded(frame: NDArray[Any]) -> NDArray[np.uint8]:
     return frame if channels == 3 else frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
+_IMPORTING = threading.Lock()
+
+
+@cache
+def load_decord() -> Any:
+    """The module `decord`, its log switched off, and imported without what it would bring along.
+
+    decord2 3.4 loads every CUDA library that pip has installed, for builds that decode on a GPU, which the one from the index is
+    not: 650 MB where torch is, into the names that all libraries share. A torch imported later then finds libnvblas's matrix
+    product in place of its own, and crashes in it.
+    """
+    with _IMPORTING:
+        modules = cast(dict[str, Any], sys.modules)
+        there = {name: modules[name] for name in ("nvidia",) if name in modules}
+        modules["nvidia"] = None  # to an import and to `find_spec`: no such package
+        try:
+            import decord
+        finally:
+            del modules["nvidia"]
+            modules.update(there)
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
 def open_reader(path: Path, data: bytes | None, timeout: float) -> Any:
-    """decord's reader of a file, or of its bytes in `data`; VideoError where that is no video or takes over `timeout` s."""
+    """decord's reader of a file, or of its bytes in `data`; VideoError where that is no video, where its container's frames come
+    out wrong, or where it takes over `timeout` s."""
+    if path.suffix.lower() in UNREAD:
+        raise VideoError(f"{path}: the decoder takes other frames of such files than it is asked for", remux(path.suffix))
     if data is not None:
         why_not = _no_container(io.BytesIO(data), len(data))
     elif not path.is_file():
@@ -65,9 +94,7 @@ def open_reader(path: Path, data: bytes | None, timeout: float) -> Any:
             raise VideoError(f"{path}: not readable: {error.strerror or error}", "check its permissions") from error
     if why_not:
         raise VideoError(f"{path}: {why_not}", "copy or download it again, re-encode it, or leave it out")
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
+    decord = load_decord()
     source = str(path) if data is None else io.BytesIO(data)  # decord keeps a copy of its own
     return bounded(lambda: decord.VideoReader(source, num_threads=1), path, timeout)
 
@@ -151,8 +178,7 @@ def too_slow(path: Path, timeout: float) -> VideoError:
 def undecodable(path: Path, error: BaseException) -> VideoError:
     if isinstance(error, VideoError):  # a file that was opened again says so itself
         return error
-    hint = remux(path.suffix) if path.suffix.lower() in UNREAD else "re-encode the clip or leave it out"
-    return VideoError(f"{path}: does not decode: {_reason(error)}", hint)
+    return VideoError(f"{path}: does not decode: {_reason(error)}", "re-encode the clip or leave it out")
 
 
 def remux(suffix: str) -> str:

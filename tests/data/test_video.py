@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -181,10 +183,23 @@ def test_a_named_pipe_is_no_clip(tmp_path: Path) -> None:
         Video(tmp_path / "pipe.mp4")
 
 
-def test_importing_brings_no_torch() -> None:
-    import subprocess
-    import sys
+def test_the_decoder_brings_no_cuda_library_along(tmp_path: Path) -> None:
+    """Of all that pip has installed for torch; a matrix product of them in place of torch's own ended the process."""
+    write_video(tmp_path / "v.mp4", pattern(4, 32, 32), 10)
+    code = """
+import sys, numpy
+from pathlib import Path
+from dtkd_edge.video import Video
+Video(sys.argv[1]).read(numpy.arange(4))
+assert "libdecord" in (maps := Path("/proc/self/maps").read_text()) and "/nvidia/" not in maps
+assert "nvidia" not in sys.modules
+import torch
+assert torch.nn.functional.conv2d(torch.ones(1, 3, 9, 9), torch.ones(4, 3, 3, 3), stride=2).eq(27).all()
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path / "v.mp4"], check=True)
 
+
+def test_importing_brings_no_torch() -> None:
     code = (
         "import sys, dtkd_edge.video, dtkd_edge.data.catalogue, dtkd_edge.data.command, dtkd_edge.data.motion;"
         "assert not {'torch', 'av', 'decord'} & set(sys.modules)"
@@ -213,9 +228,10 @@ def test_every_container_gives_the_frame_that_is_asked_for(tmp_path: Path, name:
         assert numbers_shown(each / 255).tolist() == [5, 80, 31]
 
 
-def test_a_transport_stream_that_is_not_read_says_what_to_do(tmp_path: Path) -> None:
-    write_numbered(tmp_path / "v.ts", 40, "mpeg4")
-    with pytest.raises(VideoError, match=r"v\.ts: does not decode: the decoder cannot count its frames \(remux: ffmpeg -i x\.ts"):
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])  # of the one it opens none, of the other it would lose the first frames
+def test_a_transport_stream_is_refused_with_what_to_do(tmp_path: Path, codec: str) -> None:
+    write_numbered(tmp_path / "v.ts", 40, codec)
+    with pytest.raises(VideoError, match=r"v\.ts: .* frames .* \(remux: ffmpeg -i x\.ts -c copy x\.mp4\)"):
         Video(tmp_path / "v.ts")
 
 
