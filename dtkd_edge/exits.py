@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 from dtkd_edge.errors import DtkdEdgeError
 
@@ -47,8 +48,20 @@ def ended_by_others() -> Iterator[None]:
         print(f"interrupted: {stop}" if isinstance(stop, Interrupted) else "interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
+        if not any(_reader_left(stream) for stream in (sys.stdout, sys.stderr)):
+            raise  # another pipe's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be written
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_left(stream: Any) -> bool:
+    """Whether nobody can read any more what is written there."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # closed, or no file of the system
+        return False
 
 
 def reported(call: Callable[[], int | None]) -> None:
@@ -85,7 +98,8 @@ def reported(call: Callable[[], int | None]) -> None:
 def _fail(message: str, hint: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"  fix: {' '.join(hint.split())}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # the code says it still
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        if hint:
+            print(f"  fix: {' '.join(hint.split())}", file=sys.stderr)
     sys.exit(code)

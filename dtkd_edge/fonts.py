@@ -38,17 +38,28 @@ def _sized(file: str, size: float) -> Font:
     return ImageFont.truetype(file, size) if file else ImageFont.load_default(size=size)
 
 
-@lru_cache(256)
+_found: list[
+    str
+] = []  # fonts that had all letters of a label: of a script's next one too, most likely, without asking the system
+
+
+@cache
 def _file_for(letters: frozenset[str]) -> str:
     """The font that lacks fewest of some letters that Pillow's own lacks; that one where no other has more."""
     if not letters:
         return OWN
+    wanted = "".join(letters | BESIDE)
+    if known := next((file for file in _found if not _lacking(file, wanted)), None):
+        return known
     found = [OWN]
     for file in (_fontconfig(letters), *USUAL):
         with suppress(OSError):  # not here, or no font that Pillow reads
             _sized(file, 10)
             found.append(file)
-    return min(found, key=lambda file: len(_lacking(file, "".join(letters | BESIDE))))
+    best = min(found, key=lambda file: len(_lacking(file, wanted)))
+    if not _lacking(best, wanted):
+        _found.append(best)
+    return best
 
 
 def _fontconfig(letters: frozenset[str]) -> str:

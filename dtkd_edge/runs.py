@@ -12,6 +12,7 @@ import shlex
 from pathlib import Path
 
 from dtkd_edge.artifact import MANIFEST
+from dtkd_edge.decoder import EXTENSIONS, UNREAD
 from dtkd_edge.errors import InputError, UsageError
 from dtkd_edge.files import check_place, is_foreign
 
@@ -34,11 +35,19 @@ def find_run(run: Path | None) -> Path:
 
 
 def check_out(folder: Path, marks: tuple[str, ...] = RUN) -> None:
-    """InputError where a training cannot write; UsageError where it would write among other files: a run in a folder of videos
-    would be read as one of their classes. marks: what a folder of the same kind has, which may go on."""
+    """InputError where a training cannot write; UsageError where it would write among other folders or videos: a run in a folder
+    of videos would be read as one of their classes. A job's own log, say, may lie there. marks: what a folder of the same kind
+    has, which may go on."""
     check_place(folder / marks[0])
-    if is_foreign(folder, *marks):
-        raise UsageError(f"{folder}: holds other files, and no run", "name a new or an empty folder with --out")
+    if is_foreign(folder, *marks) and any(map(_is_in_the_way, folder.iterdir())):
+        raise UsageError(f"{folder}: holds other folders or videos, and no run", "name a new or an empty folder with --out")
+
+
+def _is_in_the_way(path: Path) -> bool:
+    if any(path.match(mark) for mark in (*RUN, *COMPARISON, *SPLITS)):  # of another kind of folder of ours
+        return True
+    hidden = path.name.startswith(".") or path.name == "lost+found"  # a new volume's
+    return not hidden and (path.is_dir() or path.suffix.lower() in (*EXTENSIONS, *UNREAD))
 
 
 def run_artifacts(run: Path) -> list[Path]:

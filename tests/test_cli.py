@@ -128,7 +128,7 @@ def test_a_training_writes_into_no_folder_of_other_files_and_no_file(main: Main,
     clip.write_bytes(b"a video")
     file.write_bytes(b"a file")
     for out, code, said in (
-        (clip.parents[1], 2, "my clips: holds other files, and no run"),
+        (clip.parents[1], 2, "my clips: holds other folders or videos, and no run"),
         (file, 3, "a file stands where a folder is needed"),
         (file / "below", 3, "a file stands where a folder is needed"),
     ):
@@ -221,6 +221,18 @@ cli.main()
     assert err == "interrupted: the same command goes on\n"
 
 
+def test_another_pipe_that_breaks_is_an_error(tmp_path: Path) -> None:
+    """Only a reader of the output that left is none."""
+    code = """
+from dtkd_edge import exits
+def call():
+    raise BrokenPipeError(32, "Broken pipe")
+exits.reported(call)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: unexpected: [Errno 32] Broken pipe")
+
+
 @pytest.mark.parametrize(
     ("command", "ended", "said"),
     [
@@ -232,8 +244,8 @@ cli.main()
         ("compare folder --set data.root=nope", 3, "nope: no such folder"),
         ("train --set data.kind=films", 3, "'films' is no known data set"),
         ("train --set distill.method=magic", 3, "magic: no method of that name"),
-        ("train --out clips", 2, "clips: holds other files"),
-        ("compare --out clips", 2, "clips: holds other files"),
+        ("train --out clips", 2, "clips: holds other folders or videos"),
+        ("compare --out clips", 2, "clips: holds other folders or videos"),
         ("eval nope", 3, "nope: no such run"),
         ("eval --data nope", 3, "--data nope: no such folder"),
     ],

@@ -34,6 +34,7 @@ def test_labels_that_pillows_own_font_lacks_are_drawn(draw: Any) -> None:
 def test_what_no_font_has_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "")  # no fontconfig
     monkeypatch.setattr(fonts, "USUAL", ("no such font.ttf",))
+    monkeypatch.setattr(fonts, "_found", [])
     fonts._file_for.cache_clear()
     fonts.say_boxes(["left", "да", "но", "и", "или"])
     assert capsys.readouterr().err.startswith(

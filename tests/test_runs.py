@@ -80,8 +80,21 @@ def test_what_a_kill_left_of_ours_is_no_other_folder(marks: tuple[str, ...], fil
     made.parent.mkdir(parents=True)
     made.touch()
     check_out(Path("ours"), marks)
-    with pytest.raises(UsageError, match="ours: holds other files"):
+    with pytest.raises(UsageError, match="ours: holds other folders or videos"):
         check_out(Path("ours"), COMPARISON if marks == RUN else RUN)
+
+
+def test_a_training_may_write_beside_a_jobs_own_files_but_not_beside_videos() -> None:
+    job = Path("job")
+    (job / "lost+found").mkdir(parents=True)
+    for name in ("train.log", "job.sh", ".gitignore"):
+        (job / name).touch()
+    check_out(job)
+    for name in ("clip.MP4", "clip.mts"):
+        (job / name).touch()
+        with pytest.raises(UsageError, match="job: holds other folders or videos"):
+            check_out(job)
+        (job / name).unlink()
 
 
 def test_nothing_exported_yet_says_how() -> None:

@@ -33,6 +33,7 @@ class ModelCard(BaseModel):
     labels: dict[str, list[str]]
     preprocess: Preprocess
     metrics: dict[str, float] = {}
+    epoch: int | None = None  # of which the weights are, where that is not the last one (train.keep=best)
 
     @property
     def heads(self) -> dict[str, int]:

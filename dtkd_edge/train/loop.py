@@ -118,7 +118,9 @@ def fit(phase: Phase, log: RunLog, *, resume: bool) -> int:
         task.student.load_state_dict(phase.best.weights)
     elif phase.ema is not None:
         task.student.load_state_dict(phase.ema.module.state_dict())
-    if said := phase.best.words(config.epochs, phase.section):
+    if config.keep == "best" and phase.best.weights is None:
+        log.note(f"{phase.section}.keep=best: no epoch was evaluated since it was asked for; kept: the last", phase=phase.name)
+    elif said := phase.best.words(config.epochs, phase.section):
         log.note(f"{phase.name}: {said}", phase=phase.name)
     task.student.eval()
     return config.epochs if phase.best.weights is None else phase.best.epoch

@@ -269,6 +269,7 @@ class RunContext:
             labels=self.labels,
             preprocess=preprocess,
             metrics=scores.table(),
+            epoch=self.kept.get(stem.name),
         )
         save_model(stem, model, card)
 
@@ -284,7 +285,10 @@ def train_teacher(run: RunContext, name: str) -> tuple[VideoModel, Scores]:
     config: TeacherConfig = getattr(run.recipe.teachers, name)
     stem = run.folder / "teachers" / name
     if run.resume and stem.with_suffix(".json").is_file():
-        model = channels_last(load_model(stem)[0]).to(run.device).eval().requires_grad_(False)
+        saved, card = load_model(stem)
+        if card.epoch is not None:
+            run.kept[name] = card.epoch
+        model = channels_last(saved).to(run.device).eval().requires_grad_(False)
         return model, run.score(model, 32)
     model = run.build(config, name)
     if config.train is not None:
