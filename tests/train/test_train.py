@@ -175,6 +175,23 @@ def test_the_best_epoch_is_kept_over_a_stop(small: list[str], tmp_path: Path, mo
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["kept_epochs"] == {"student": 3}
 
 
+def test_which_epoch_of_a_teacher_was_kept_is_known_after_a_stop(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, scores = Best.look, [0.6, 0.2, 0.6]  # of the teacher's two epochs and of the student's
+
+    def look_at(self: Best, epoch: int, _: Scores, model: torch.nn.Module | None) -> None:
+        right = np.arange(20) < 20 * scores.pop(0)
+        look(self, epoch, Scores({"action": np.eye(2)[right.astype(int)]}, {"action": np.ones(20, int)}), model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Best, "look", look_at)
+    sets = ["distill.method=kd-cnn", "phases=teachers", "teachers.cnn.train.epochs=2", "teachers.cnn.train.keep=best"]
+    run = train("quickstart", overrides=[*small, *sets, "train.epochs=1"], out=tmp_path / "run")
+    assert json.loads((run / "metrics.json").read_text())["kept_epochs"] == {"cnn": 1}
+    train("quickstart", overrides=["phases=all"], out=run, resume=True)
+    assert json.loads((run / "metrics.json").read_text())["kept_epochs"] == {"cnn": 1}
+
+
 @pytest.mark.parametrize(
     ("best", "said"),
     [
