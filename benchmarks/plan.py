@@ -56,6 +56,7 @@ def find_data(artifact: Path, data: Path | None, overrides: list[str]) -> tuple[
     if config is None:
         return None, "the artefact lies in no run folder; name labelled videos with --data"
     from dtkd_edge.data.catalogue import open_split
+    from dtkd_edge.data.lists import note_trained_on
 
     try:
         clips = open_split(config, "val")
@@ -63,6 +64,9 @@ def find_data(artifact: Path, data: Path | None, overrides: list[str]) -> tuple[
         if named:
             raise
         return None, f"the run's data is not usable here: {error.message}"
+    run = run_of(artifact)
+    if data is not None and run is not None:
+        note_trained_on(clips, recipe_reader.load_run(run).data)
     return Data(clips, str(data) if data is not None else f"{config.kind} {config.root or ''}".strip() + ", val", not named), ""
 
 

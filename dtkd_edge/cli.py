@@ -18,6 +18,8 @@ from dtkd_edge.exits import ended_by_others, goes_on, reported
 from dtkd_edge.export.targets import MODE_HELP, PRECISION_HELP, TARGET_HELP
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dtkd_edge.recipe import Recipe
 
 
@@ -65,8 +67,11 @@ def root(
     """Options that stand before the command."""
 
 
-def _check_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
-    """Refuse a mistyped recipe, or data that is not there, at once, before torch is imported: that takes seconds."""
+def _check_recipe(recipe: str, overrides: list[str] | None, begun: Callable[[Recipe], bool]) -> Recipe:
+    """Refuse a mistyped recipe, or data that is not there, at once, before torch is imported: that takes seconds.
+
+    begun: whether runs of it are there; these have recipes of their own, and need no data any more where they are finished.
+    """
     from dtkd_edge.console import say
     from dtkd_edge.data.catalogue import check_root
     from dtkd_edge.distill.methods import find_method
@@ -74,7 +79,8 @@ def _check_recipe(recipe: str, overrides: list[str] | None) -> Recipe:
 
     config = load(recipe, overrides or [], **({"tell": say} if _speaks() else {}))
     find_method(config.distill.method)
-    check_root(config.data)
+    if not begun(config):
+        check_root(config.data)
     return config
 
 
@@ -94,14 +100,16 @@ def train(
     """Train the teachers, then the student with both of them.
 
     The recipe says which of them are finished and need no training."""
-    config = _check_recipe(recipe, set_)
+    from dtkd_edge.runs import RUNS, check_out
+
+    begun = "recipe.yaml" if splits is None else "split-*/recipe.yaml"
+    default = "" if splits is None else "-splits"
+    config = _check_recipe(recipe, set_, lambda own: resume and any((out or RUNS / f"{own.name}{default}").glob(begun)))
     if splits is not None:
         from dtkd_edge.train.splits import train_splits
 
         train_splits(recipe, splits, overrides=set_ or [], out=out, resume=resume)
         return
-    from dtkd_edge.runs import RUNS, check_out
-
     if _speaks():
         check_out(out or RUNS / config.name)
     from dtkd_edge.train.command import train as run
@@ -167,7 +175,9 @@ def compare(
     """The same student under several methods and seeds, side by side.
 
     Mean ± standard error and paired differences; an interrupted comparison goes on where it was."""
-    _check_recipe(recipe, set_)
+    from dtkd_edge.runs import RUNS
+
+    _check_recipe(recipe, set_, lambda own: any((out or RUNS / f"compare-{own.name}").glob("seed-*/*/recipe.yaml")))
     from dtkd_edge.train.compare import compare as run
 
     run(recipe, methods=methods, seeds=seeds, overrides=set_ or [], out=out, jobs=jobs, json_file=json, resplit=resplit)

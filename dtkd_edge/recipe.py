@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from dtkd_edge.errors import RecipeError
 from dtkd_edge.preprocess import Preprocess, Sampling
@@ -71,6 +71,8 @@ class DataConfig(_Section):
     workers: int | None = Field(None, ge=0, le=256, description="threads that read ahead; none: chosen from the cores")
     cache_mb: int = Field(2048, ge=0, description="keep decoded clips in memory while they fit; 0: decode every time")
     max_broken: float = Field(0.05, ge=0, le=1, description="share of undecodable clips that stops the run")
+    _list_of_run: Path | None = PrivateAttr(None)
+    _all_scored: bool = PrivateAttr(False)
 
     @field_validator("root")
     @classmethod
@@ -103,12 +105,33 @@ class DataConfig(_Section):
             self.stride = None
         return self
 
+    def as_of_run(self, listed: Path, *, same: bool = True) -> DataConfig:
+        """This data for a run that held out the clips which `listed` names; same: it is the data that the run was trained on."""
+        data = self.model_copy(update={"held_out": listed if same else None})
+        data._list_of_run = listed
+        return data
+
+    def as_test(self) -> DataConfig:
+        """This data with all clips on the validation side, or those of the validation side that a folder has of its own."""
+        data = self.model_copy()
+        data._all_scored = True
+        return data
+
+    @property
+    def list_of_run(self) -> Path | None:
+        """The list that a run wrote down: it is held_out, or of other data than this."""
+        return self._list_of_run
+
+    @property
+    def all_scored(self) -> bool:
+        return self._all_scored
+
     @property
     def check_command(self) -> str:
         """The command that looks this very data through."""
         own = self.model_dump(mode="json", exclude_defaults=True, exclude={"kind", *_READING})
         sets = [word for key, value in own.items() for word in ("--set", f"data.{key}={value}")]
-        return shlex.join(["dtkd-edge", "data", "check", self.kind.removeprefix("test-"), *sets])
+        return shlex.join(["dtkd-edge", "data", "check", self.kind, *sets])
 
     @property
     def folder(self) -> Path | None:

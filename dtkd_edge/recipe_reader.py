@@ -6,6 +6,7 @@ or a value out of range is a RecipeError that names the key.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -107,10 +108,16 @@ def around_data(own: Mapping[str, Any], overrides: Iterable[str], where: str) ->
 
 
 def load_run(run: Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A run's own recipe, changed by overrides. Clips that its training held out stay the validation side."""
+    """A run's own recipe, changed by overrides. Clips that its training held out stay the validation side, unless
+    the overrides name another list, or other data."""
     overrides = list(overrides)
-    recipe = keep_held_out(load(run / "recipe.yaml", overrides), run)
-    drawn = [override for override in overrides if override.partition("=")[0].strip() in ("data.seed", "data.val_share")]
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    recipe, before = load(run / "recipe.yaml", overrides), load(run / "recipe.yaml").data
+    if "data.held_out" in keys:
+        return recipe
+    same = all(getattr(recipe.data, key) == getattr(before, key) for key in ("kind", "root", "train", "val"))
+    recipe = keep_held_out(recipe, run, same=same)
+    drawn = [override for override, key in zip(overrides, keys, strict=True) if key in ("data.seed", "data.val_share")]
     if drawn and recipe.data.held_out == (run / HELD_OUT).absolute():
         raise UsageError(
             f"--set {drawn[0]}: another draw would take clips that the run was trained on; it held out those of {run / HELD_OUT}",
@@ -119,12 +126,15 @@ def load_run(run: Path, overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
-def keep_held_out(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe, with the very clips held out that the run's training wrote down, whatever has been added to the data since."""
+def keep_held_out(recipe: Recipe, run: Path, *, same: bool = True) -> Recipe:
+    """The recipe, with the very clips held out that the run's training wrote down, whatever has been added to the data since.
+
+    same: whether it is the data that the run was trained on; in other data, an equal name is another clip.
+    """
     listed = run / HELD_OUT
     if not listed.is_file():
         return recipe
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out": listed.absolute()})})
+    return recipe.model_copy(update={"data": recipe.data.as_of_run(listed.absolute(), same=same)})
 
 
 def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
@@ -132,10 +142,10 @@ def data_at(path: Path, overrides: Iterable[str] = ()) -> DataConfig:
     folder that has a validation side, those of that side."""
     if not path.exists():
         raise InputError(f"--data {path}: no such folder or list", "give a folder with one folder per class, or a csv list")
-    own: dict[str, Any] = {"kind": "test-folder", "root": path}
+    own: dict[str, Any] = {"kind": "folder", "root": path}
     if path.is_file():
         own = {"kind": "csv", "root": path.parent, "train": path.name, "val": path.name}
-    return data_section(own, overrides, "--data")
+    return data_section(own, overrides, "--data").as_test()
 
 
 def text_of(source: str | Path) -> str:
@@ -178,12 +188,23 @@ def set_value(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: the value is not YAML", "quote it") from error
 
 
+def quoted(path: Path) -> str:
+    """A path as the value of an override: it may hold " #" or ": "."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 def differences(found: Any, wanted: Any, key: str = "") -> list[str]:
     """'a.b = x, not y' for every value in which two recipes (as plain dictionaries) differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = dict.fromkeys([*found, *wanted])
         return [d for k in keys for d in differences(found.get(k), wanted.get(k), f"{key}.{k}" if key else k)]
     return [] if found == wanted else [f"{key} = {found}, not {wanted}"]
+
+
+def forget_given_list(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """In recipes as plain dictionaries: compare gives a new run the list of clips to hold out, which no recipe asks for."""
+    if wanted["data"]["held_out"] is None:
+        found["data"]["held_out"] = None
 
 
 def first_of(differences: list[str]) -> str:

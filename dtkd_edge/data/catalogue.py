@@ -211,6 +211,9 @@ def open_split(config: DataConfig, split: Split, *, unlabelled: bool = False) ->
         raise DataError(
             f"data.{split}: {getattr(config, split)} has no labels", "such clips are only for: dtkd-edge eval --submission FILE"
         )
+    if split == "val" and config.held_out is not None and not catalogue.held_out:
+        which = f"data.held_out: {config.held_out}: not used: the data says itself which clips are for validation"
+        catalogue.notes = (*catalogue.notes, which)
     return catalogue
 
 
@@ -307,7 +310,6 @@ OPTIONAL_ROOT = ("csv", "video-list", "frame-list", "shards")  # beside the list
 SETS: dict[str, Opener] = {
     **dict.fromkeys(GENERATED, _generated),
     "folder": _from("folder", "open_folder"),
-    "test-folder": _from("folder", "open_test_folder"),
     "csv": _from("lists", "open_lists"),
     "shards": _from("shards", "open_shards"),
     "video-list": _from("mmaction", "open_video_list"),

@@ -25,13 +25,9 @@ VALIDATION = ("val", "valid", "validation", "test")
 
 def open_folder(config: DataConfig, split: Split) -> Catalogue:
     """One side of a folder. Raises DataError for what is missing or not readable."""
-    whole, val, _ = _sides(config)
-    return two_sides(whole, val, config)[split]
-
-
-def open_test_folder(config: DataConfig, split: Split) -> Catalogue:
-    """What `--data FOLDER` means: every clip is scored, or the validation side where the folder has one of its own."""
     whole, val, place = _sides(config)
+    if not config.all_scored:
+        return two_sides(whole, val, config)[split]
     if val is None or split == "train":
         return whole
     val.notes = (*val.notes, f"{config.root}: only its validation side is scored: {place}")
@@ -48,7 +44,7 @@ def _sides(config: DataConfig) -> tuple[Catalogue, Catalogue | None, Path]:
     train, val = _side(root, "train"), _side(root, *VALIDATION)
     if val is None:
         return _scan("folder", train or root), None, root
-    if train is None and config.kind == "folder":
+    if train is None and not config.all_scored:
         raise DataError(
             f"{val}: a folder for validation, and {root} has no train folder beside it",
             f"move the class folders to train on into {root / 'train'}, or rename {val.name} if it is a class",

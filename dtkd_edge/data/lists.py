@@ -13,6 +13,7 @@ import codecs
 import csv
 import math
 import os
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtkd_edge.console import say
-from dtkd_edge.data.catalogue import Catalogue, Split, hold_out
-from dtkd_edge.errors import DataError
+from dtkd_edge.data.catalogue import Catalogue, Ints, Split, hold_out, open_split
+from dtkd_edge.errors import DataError, DtkdEdgeError
 from dtkd_edge.files import atomic_path
 from dtkd_edge.recipe import DataConfig
 
@@ -76,9 +77,13 @@ def two_sides(whole: Catalogue, val: Catalogue | None, config: DataConfig) -> di
 
 def split_off(whole: Catalogue, config: DataConfig) -> dict[str, Catalogue]:
     """The clips of data.held_out, or a seeded, class-balanced share, for validation, and the rest."""
-    held = None if config.held_out is None else _named(whole, config.held_out)
+    groups = _groups(whole)
+    held = None if config.held_out is None else _named(whole, groups, config, config.held_out)
+    if config.held_out is None and (listed := config.list_of_run) is not None:
+        not_used = f"{listed}: not used: it is of other data than {whole.root}; validation clips are drawn anew"
+        whole.notes = (*whole.notes, f"{not_used} (are they the same clips? --set data.held_out={shlex.quote(str(listed))})")
     if held is None:
-        held = hold_out(whole.labels(), config.val_share, config.seed, whole.groups)
+        held = hold_out(whole.labels(), config.val_share, config.seed, groups)
     if not held.any():
         raise DataError(
             f"{whole.root}: nothing to hold out for validation: every class has one clip, or one group",
@@ -95,20 +100,68 @@ def write_held_out(path: Path, val: Catalogue) -> None:
         aside.write_bytes("".join(f"{name}\n" for name in val.names()).encode("utf-8", "surrogateescape"))
 
 
-def _named(whole: Catalogue, source: Path) -> NDArray[np.bool_] | None:
-    """Which clips a file names, with all of their groups; None where it names none of them: it belongs to other data."""
+def note_trained_on(scored: Catalogue, own: DataConfig) -> None:
+    """A note where clips of --data are among those that a run was trained on, which its own data says."""
+    place = own.root if own.root is not None else own.train and Path(own.train).absolute().parent
+    if not isinstance(place, Path) or not isinstance(scored.root, Path):
+        return
+    place, root = place.resolve(), scored.root.resolve()
+    if not (place.is_relative_to(root) or root.is_relative_to(place)):
+        return
+    with suppress(DtkdEdgeError):  # it may have gone
+        trained = set(_places(open_split(own, "train")))
+        if seen := sum(clip in trained for clip in _places(scored)):
+            many = f"{seen} of these {len(scored)} clips were trained on, if they were there then"
+            scored.notes = (*scored.notes, f"{many}; leave out --data for those held out")
+
+
+def _places(clips: Catalogue) -> list[str]:
+    root = clips.root.resolve() if isinstance(clips.root, Path) else ""
+    return [os.path.join(root, name) for name in _plain_names(clips)]  # noqa: PTH118  (of many clips)
+
+
+def _plain_names(whole: Catalogue) -> list[str]:
+    return [name.removeprefix("./") for name in whole.names()]
+
+
+def _groups(whole: Catalogue) -> Ints | None:
+    """What a split must not part: the groups, and a clip that is listed more than once; None: every clip is on its own."""
+    clips = np.unique(_plain_names(whole), return_inverse=True)[1].reshape(-1)
+    if clips.max() == len(whole) - 1:
+        return whole.groups
+    if whole.groups is None:
+        return clips
+    joined = np.unique(whole.groups, return_inverse=True)[1].reshape(-1)
+    before = None
+    while before is None or (joined != before).any():  # groups that share a clip, each with the least number of them
+        before = joined
+        for same in (clips, before):
+            least = np.full(same.max() + 1, len(whole))
+            np.minimum.at(least, same, joined)
+            joined = least[same]
+    return joined
+
+
+def _named(whole: Catalogue, groups: Ints | None, config: DataConfig, source: Path) -> NDArray[np.bool_] | None:
+    """Which clips a file names, with all of their groups; None where it is a run's and names none of them any more."""
     try:
-        names = set(source.read_bytes().decode("utf-8", "surrogateescape").split("\n")) - {""}
+        lines = source.read_bytes().decode("utf-8", "surrogateescape").split("\n")
     except OSError as error:
         raise DataError(f"data.held_out: {source}: not readable: {error.strerror or error}", "check the path") from error
-    own = whole.names()
+    names = {line.rstrip("\r").removeprefix("./") for line in lines} - {""}
+    own = _plain_names(whole)
     held = np.array([name in names for name in own])
     if not held.any():
+        if source != config.list_of_run:
+            raise DataError(
+                f"data.held_out: {source}: none of its clips is in {whole.root}",
+                "name them as the data does, one per line, such as " + own[0].replace("\t", "<tab>"),
+            )
         whole.notes = (*whole.notes, f"{source}: none of its clips is in {whole.root}; validation clips are drawn anew")
         return None
     if gone := names.difference(own):
         whole.notes = (*whole.notes, f"{source}: {len(gone)} of its {len(names)} clips are no longer in {whole.root}")
-    return held if whole.groups is None else np.isin(whole.groups, whole.groups[held])
+    return held if groups is None else np.isin(groups, groups[held])
 
 
 def read_rows(path: Path) -> Rows:
@@ -169,7 +222,7 @@ def _columns(cells: list[str]) -> tuple[dict[str, int], bool]:
     names = [cell.strip().lower() for cell in cells]
     labels = [name for name in names if name.startswith("label.") and len(name) > len("label.")]
     path = next((name for name in PATHS if name in names), None)
-    label = next((name for name in LABELS if name in names), None)
+    label = next((name for name in (LABELS[:1] if labels else LABELS) if name in names), None)
     if path is None or not (label or labels):
         return {"path": 0, f"label.{HEAD}": 1}, False
     heads = {f"label.{HEAD}": names.index(label)} if label else {name: names.index(name) for name in labels}

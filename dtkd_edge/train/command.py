@@ -201,6 +201,11 @@ def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
     before, saved = recipes.load(folder / "recipe.yaml"), recipes.load(folder / "recipe.yaml", overrides)
     if saved.name != config.name:
         raise RecipeError(f"{folder}: a run of recipe {saved.name}, not of {config.name}", "give another --out")
+    if saved.data.held_out != before.data.held_out:
+        raise UsageError(
+            f"--set data.held_out: {folder} keeps to the clips that it held out when it began",
+            "leave it out, or train another run: give another --out",
+        )
     for name in ("cnn", "vit"):
         was, wanted = (getattr(recipe.teachers, name) for recipe in (before, saved))
         if was != wanted and (folder / "teachers" / f"{name}.json").is_file():
@@ -214,7 +219,9 @@ def _same_run(folder: Path, config: Recipe, overrides: list[str]) -> Recipe:
             f"{folder}: this run is finished, with {recipes.first_of(changed)}; it cannot be changed any more",
             "train another run: give another --out",
         )
-    if other := recipes.differences(saved.model_dump(), config.model_dump()):
+    found, wanted = saved.model_dump(), config.model_dump()
+    recipes.forget_given_list(found, wanted)
+    if other := recipes.differences(found, wanted):
         goes_on = "has a recipe of its own" if done else "goes on with its own recipe"
         say(f"{folder}: {goes_on}, with {recipes.first_of(other)}" + ("" if done else "; change it with --set"))
     return saved

@@ -74,12 +74,12 @@ def compare(
                 f"{recipe}: has no teachers.{teacher}", "add it to the recipe, or leave out the methods that read it"
             )
 
-    if resplit:
-        _check_resplit(recipe, base, numbers)
     jobs_to_do = _jobs(recipe, base, folder, numbers, variants, needed, config, resplit)
     for job in jobs_to_do:
         _refuse_another_run(job, recipe)
     if not all(job.finished for job in jobs_to_do):
+        if resplit:
+            _check_resplit(recipe, base, numbers)
         _check_methods(recipe, base, variants, folder / f"seed-{numbers[0]}" / TEACHERS)
     check_result(json_file)
     run_jobs(recipe, jobs_to_do, jobs)
@@ -119,10 +119,10 @@ def _jobs(
         sets = [
             f"teachers.{teacher}.{key}"
             for teacher in sorted(needed[name])
-            for key in (f"weights={_quoted(run / TEACHERS / f'{teacher}.safetensors')}", "train=null")
+            for key in (f"weights={recipes.quoted(run / TEACHERS / f'{teacher}.safetensors')}", "train=null")
         ]
         if needed[name] and config.teachers.views is not None and config.teachers.cache is None:
-            sets.append(f"teachers.cache={_quoted(run / 'cache')}")
+            sets.append(f"teachers.cache={recipes.quoted(run / 'cache')}")
         return sets
 
     jobs = []
@@ -131,11 +131,6 @@ def _jobs(
             jobs.append(job(seed, TEACHERS, (f"distill.method={reads_all}", "phases=teachers")))
         jobs += [job(seed, name, ("phases=all", *sets, *given(seed, name))) for name, sets in variants.items()]
     return jobs
-
-
-def _quoted(path: Path) -> str:
-    """A path as a YAML value: it may hold " #" or ": "."""
-    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _refuse_what_compare_gives(overrides: list[str]) -> None:
@@ -234,6 +229,7 @@ def _refuse_another_run(job: Job, recipe: str) -> None:
             raise UsageError(f"{job.folder}: holds a run of another version, whose losses were others", another)
     found = recipes.load(saved).model_dump()
     wanted = recipes.load(recipe, job.overrides).model_dump()
+    recipes.forget_given_list(found, wanted)
     if job.method == TEACHERS:
         for values in (found, wanted):
             _forget_the_student(values)

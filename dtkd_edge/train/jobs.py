@@ -21,6 +21,7 @@ from dtkd_edge.console import Bar, progress, say
 from dtkd_edge.errors import DtkdEdgeError
 from dtkd_edge.exits import Interrupted
 from dtkd_edge.recipe import Recipe
+from dtkd_edge.recipe_reader import HELD_OUT, quoted
 from dtkd_edge.train.children import Children, sigterm_unwinds
 
 TEACHERS = "teachers"
@@ -46,8 +47,18 @@ class Job:
     def finished(self) -> bool:
         return (self.folder / "metrics.json").is_file()
 
+    def held_out(self) -> Path | None:
+        """What the seed's teachers, or another run of it, held out: a new run holds out the same, whatever was added since."""
+        if (self.folder / "recipe.yaml").is_file():  # it goes on with its own
+            return None
+        others = sorted(run for run in self.folder.parent.glob("*") if run.name != TEACHERS)
+        lists = [run / HELD_OUT for run in (self.folder.parent / TEACHERS, *others)]
+        return next((listed.absolute() for listed in lists if listed.is_file()), None)
+
     def arguments(self, recipe: str) -> list[str]:
-        sets = [part for override in self.overrides for part in ("--set", override)]
+        listed = self.held_out()
+        overrides = self.overrides if listed is None else (f"data.held_out={quoted(listed)}", *self.overrides)
+        sets = [part for override in overrides for part in ("--set", override)]
         return ["train", recipe, *sets, "--out", str(self.folder), "--resume"]
 
 

@@ -17,6 +17,7 @@ from dtkd_edge import recipe_reader as recipes
 from dtkd_edge.artifact import MANIFEST, Artifact
 from dtkd_edge.console import progress, say
 from dtkd_edge.data.catalogue import Catalogue, open_split
+from dtkd_edge.data.lists import note_trained_on
 from dtkd_edge.errors import DataError, InputError, VideoError
 from dtkd_edge.preprocess import Preprocess
 from dtkd_edge.runs import find_run
@@ -60,6 +61,8 @@ def evaluate_target(
     if submission:
         config = config.model_copy(update={"max_missing": 0.0})
     catalogue = open_split(config, "val", unlabelled=submission)
+    if other is not None and run is not None:
+        note_trained_on(catalogue, recipes.load_run(run).data)
     for line in catalogue.notes:
         say(line)
     if submission:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dtkd_edge.data.catalogue import Catalogue, Clip, hold_out, open_split, student_subset
 from dtkd_edge.data.check import check
 from dtkd_edge.data.folder import require_classes
+from dtkd_edge.data.lists import read_rows, write_held_out
 from dtkd_edge.errors import DataError, DtkdEdgeError, RecipeError
 from dtkd_edge.recipe import DataConfig
 from dtkd_edge.recipe_reader import data_at
@@ -345,6 +346,48 @@ def test_all_of_a_named_folder_is_scored_or_its_own_validation_side(tmp_path: Pa
     assert (paths(val), val.labels().tolist()) == (["b/9.mp4"], [1])
     assert val.notes == (f"{sides}: only its validation side is scored: {sides}/test",)
     assert len(open_split(data_at(sides), "train")) == 10
+
+
+def test_data_may_be_asked_to_hold_out_clips_by_name(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", [f"{name}/{i}.mp4" for name in "ab" for i in range(5)])
+    listed = tmp_path / "mine.txt"
+    listed.write_bytes(b"./a/1.mp4\r\nb/2.mp4\r\n")
+    wanted = config(kind="folder", root=root, held_out=listed)
+    assert sorted(paths(open_split(wanted, "val"))) == ["a/1.mp4", "b/2.mp4"]
+    listed.write_text("c/1.mp4\n")
+    with pytest.raises(DataError, match=r"data\.held_out: .*mine\.txt: none of its clips is in .*such as a/0\.mp4"):
+        open_split(wanted, "train")
+    assert len(open_split(wanted.as_of_run(listed), "val")) == 2  # a run's own: its clips may have gone
+    tree(root, ["train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4"])
+    (note,) = open_split(wanted, "val").notes
+    assert note == f"data.held_out: {listed}: not used: the data says itself which clips are for validation"
+
+
+@pytest.mark.parametrize("column", ["", ",group"])
+def test_a_clip_that_is_listed_twice_is_on_one_side(tmp_path: Path, column: str) -> None:
+    rows = [f"{name}/{i}.mp4,{name}" + column.replace("group", f"{name}{i}") for name in "ab" for i in range(20)]
+    again = ["./" + row + "-again" * bool(column) for row in rows]
+    tree(tmp_path, [row.split(",")[0] for row in rows])
+    (tmp_path / "all.csv").write_text("\n".join([f"path,label{column}", *rows, *again]))
+    for seed in range(3):
+        drawn = config(kind="csv", root=tmp_path, train="all.csv", seed=seed)
+        train, val = (open_split(drawn, side) for side in ("train", "val"))
+        assert not set(paths(train)) & set(paths(val)) and len(val) == 16
+        write_held_out(tmp_path / "held.txt", val)
+        named = config(kind="csv", root=tmp_path, train="all.csv", held_out=tmp_path / "held.txt")
+        assert open_split(named, "val").names() == val.names()
+
+
+def test_all_of_it_is_no_kind_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'test-folder' is no known data set"):
+        open_split(config(kind="test-folder", root=tmp_path), "train")
+    assert data_at(tmp_path).check_command == f"dtkd-edge data check folder --set data.root={tmp_path}"
+
+
+def test_a_head_by_name_comes_before_what_else_may_be_a_label(tmp_path: Path) -> None:
+    tree(tmp_path, ["a.mp4", "b.mp4"])
+    (tmp_path / "all.csv").write_text("path,class,label.verb\na.mp4,x,cut\nb.mp4,x,put\n")
+    assert read_rows(tmp_path / "all.csv").labels == {"verb": ["cut", "put"]}
 
 
 def test_capitals_of_the_sides_do_not_matter(tmp_path: Path) -> None:

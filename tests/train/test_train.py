@@ -428,14 +428,39 @@ def test_clips_that_come_later_move_none_that_was_held_out(
     assert len(again.train) == 32 - len(held) and not set(again.train.names()) & set(held)
     with pytest.raises(UsageError, match=r"--set data\.seed=1: another draw would take clips that the run was trained on"):
         evaluate(run, overrides=["data.seed=1"])
+    evaluate(run, overrides=[], data=root)
+    line = f"{32 - len(held)} of these 32 clips were trained on, if they were there then; leave out --data for those held out"
+    assert line in capsys.readouterr().err
+    data, _ = find_data(run / "export" / "any", root, [])
+    assert data is not None and line in data.clips.notes
+    (tmp_path / "mine.txt").write_text(f"./{held[0]}\r\n")
+    assert evaluate(run, overrides=[f"data.held_out={tmp_path / 'mine.txt'}"])["n"] == 1
+    with pytest.raises(UsageError, match="run keeps to the clips that it held out when it began"):
+        train("folder", overrides=[f"data.held_out={tmp_path / 'mine.txt'}"], out=run, resume=True)
     (root / held[0]).unlink()
     evaluate(run, overrides=[])
     assert f"validation.txt: 1 of its {len(held)} clips are no longer in {root}" in capsys.readouterr().err
-    other = tmp_path / "other"
-    for name in ("left", "right"):
-        shutil.copytree(sides / "val" / name, other / name / "new")
+    other = Path(shutil.copytree(root, tmp_path / "other"))  # where an equal name may be another clip
+    (other / held[1]).unlink()
     evaluate(run, overrides=[f"data.root={other}"])
-    assert f"none of its clips is in {other}; validation clips are drawn anew" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"validation.txt: not used: it is of other data than {other}; validation clips are drawn anew" in said
+    evaluate(run, overrides=[f"data.root={other}", f"data.held_out={run / 'validation.txt'}"])
+    assert f"validation.txt: 2 of its {len(held)} clips are no longer in {other}" in capsys.readouterr().err
+    shutil.rmtree(root)
+    evaluate(run, overrides=[], data=sides / "val")  # the run's own data need not be there any more
+
+
+def test_a_finished_run_needs_no_data(motion_root: Path, tmp_path: Path, main: Main) -> None:
+    root = Path(shutil.copytree(folders_of(motion_root, tmp_path / "sides") / "train", tmp_path / "set"))
+    compared = ["compare", "folder", "--methods", "ce", "--seeds", "1", "--resplit", "--out", tmp_path / "all"]
+    sets = with_sets([f"data.root={root}", *(s for s in TINY if not s.startswith("distill"))])
+    assert main(*compared, *sets)[0] == 0
+    shutil.rmtree(root)
+    assert main(*compared, *sets)[0] == 0
+    assert main("train", "folder", "--out", tmp_path / "all" / "seed-0" / "ce", "--resume")[0] == 0
+    code, _, said = main("train", "folder", "--out", tmp_path / "new", "--resume")
+    assert code == 3 and "data.root: kind folder needs" in said
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from train_cases import SMALL
 
 from dtkd_edge.data.catalogue import open_split
 from dtkd_edge.errors import DtkdEdgeError, InputError, UsageError
@@ -51,6 +52,23 @@ def test_a_recipe_with_one_teacher_compares_what_reads_it_and_refuses_other_valu
         saved.write_text(saved.read_text().replace("  align_taps: all\n", ""))
     with pytest.raises(UsageError, match=r"kd-cnn: holds a run of an earlier version, whose recipe has no distill\.align_taps"):
         compare("quickstart", methods=methods, seeds=1, overrides=overrides, out=out)
+
+
+def test_clips_that_come_between_two_comparisons_move_none_that_was_held_out(motion_root: Path, tmp_path: Path) -> None:
+    """What the first runs of a seed held out stays so for the methods, and the teachers, that are added later."""
+    open_split(load("quickstart", [f"data.root={motion_root}", *SMALL]).data, "val")  # writes the set
+    rows = (motion_root / "train.csv").read_text().splitlines()
+    own = [f"data.root={motion_root}", f"data.train={tmp_path / 'own.csv'}", "data.kind=csv", "data.student_clips=null"]
+    overrides = [*[s for s in SMALL if not s.startswith("data.")], *own, *ONE_EPOCH, "teachers.vit=null"]
+    (tmp_path / "own.csv").write_text("\n".join(rows[:41]))
+    compare("quickstart", methods="ce", seeds=1, overrides=overrides, out=tmp_path / "out")
+    held = (tmp_path / "out" / "seed-0" / "ce" / "validation.txt").read_text()
+    (tmp_path / "own.csv").write_text("\n".join(rows))
+    assert set(open_split(load("quickstart", overrides).data, "val").names()) - set(held.splitlines())
+    for _ in range(2):  # the second time all of them are finished
+        compare("quickstart", methods="ce,kd-cnn", seeds=1, overrides=overrides, out=tmp_path / "out")
+    for name in ("teachers", "kd-cnn"):
+        assert (tmp_path / "out" / "seed-0" / name / "validation.txt").read_text() == held
 
 
 @pytest.mark.parametrize("name", ["dtkd@", "dtkd@sdd", "dtkd@sdd=", "dtkd@method=ce", "dtkd@../x=1", "ce@seed=1/2"])
@@ -214,9 +232,9 @@ def test_what_cannot_be_held_out_anew_is_said(motion_root: Path, tmp_path: Path,
     (tmp_path / "b.mp4").write_bytes(b"2")
     segments = [f"{name}.mp4,{name},{i},{i + 1}" for name in "ab" for i in range(20)]
     _check_resplit("quickstart", sets(["path,label,start,end", *segments]), [0, 1])
-    grouped = [f"{name}.mp4,{name},{'large' if i < 18 else 'small'}" for name in "ab" for i in range(20)]
+    grouped = [f"{name}.mp4,{name},{i},{i + 1},{'large' if i < 18 else 'small'}" for name in "ab" for i in range(20)]
     with pytest.raises(UsageError, match="too few groups"):
-        _check_resplit("quickstart", sets(["path,label,group", *grouped]), [0, 1, 2])
+        _check_resplit("quickstart", sets(["path,label,start,end,group", *grouped]), [0, 1, 2])
     with pytest.raises(UsageError, match="one folder"):
         _check_resplit("quickstart", [f"data.root={motion_root}"], [0, 1])
     with pytest.raises(UsageError, match=r"data\.seed"):
