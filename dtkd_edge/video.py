@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.decoder import bounded, open_reader, pixels, seeks, too_slow, undecodable
+from dtkd_edge.decoder import bounded, open_reader, pixels, too_slow, undecodable
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
 
@@ -81,13 +81,16 @@ class Video(Source):
         self.path = Path(path)
         self.timeout = timeout
         self._open = partial(open_reader, self.path, data, timeout)
-        self._reader: Any = self._open()
+        self._reader: Any
+        self._reader, seeks = self._open()
         self.frames = len(self._reader)
         if self.frames < 1:
             raise VideoError(f"{self.path}: no video frame", "re-encode the clip or take it out of the data set")
         self.fps = float(self._reader.get_avg_fps())
         times = self._times()
-        self._next: int | None = None if seeks(self.path, data, times is not None) else 0  # the frame that a forward reader is at
+        # The frame that a forward reader is at; None: frames are jumped to. Where they have no times (h264 or B frames in .avi),
+        # jumps land on other ones.
+        self._next: int | None = None if seeks and times is not None else 0
         self._shown = None if times is None else self._variable_rate(times)
 
     def _times(self) -> NDArray[np.float64] | None:
@@ -174,7 +177,7 @@ class Video(Source):
     def _decode(self, numbers: NDArray[np.int64], last: bool = False) -> list[NDArray[np.uint8]]:
         """Frames `[H, W, 3]` in the decoder's own memory, not to be written to: its batches copy every pixel twice."""
         if self._reader is None:
-            self._reader = self._open()
+            self._reader, _ = self._open()
         frames = [pixels(self._frame(int(number))) for number in numbers]
         if last:
             self._reader, self._next = None, None if self._next is None else 0
@@ -185,7 +188,7 @@ class Video(Source):
         if self._next is None:
             return self._reader[number]
         if number < self._next:
-            self._reader, self._next = self._open(), 0
+            (self._reader, _), self._next = self._open(), 0
         frame = None
         while self._next <= number:
             frame = self._reader.next()
