@@ -8,8 +8,10 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
@@ -211,35 +213,34 @@ def _reason(error: BaseException) -> str:
     return next((part.strip() for part in reversed(parts) if part.strip()), type(error).__name__)
 
 
-def bounded(work: Callable[[], T], path: Path, timeout: float) -> T:
-    """Run a decoder call that may raise anything, or never return, and turn either into a VideoError."""
-    result: list[T] = []
-    failure: list[BaseException] = []
+def bounded(work: Callable[[], T], path: Path, timeout: float, progress: Callable[[], object] = lambda: None) -> T:
+    """Run a decoder call that may raise anything, or never return, and turn either into a VideoError (see `awaited`)."""
+    done: Queue[T | BaseException] = Queue()
 
     def run() -> None:
         try:
-            result.append(work())
+            done.put(work())
         except BaseException as error:
-            failure.append(error)
+            done.put(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="decode")
-    thread.start()
-    thread.join(timeout)
-    if thread.is_alive():
-        raise too_slow(path, timeout)
-    if failure:
-        raise undecodable(path, failure[0])
-    return result[0]
+    threading.Thread(target=run, daemon=True, name="decode").start()
+    return awaited(done, path, timeout, progress)
 
 
-def too_slow(path: Path, timeout: float) -> VideoError:
-    return VideoError(f"{path}: did not decode within {timeout:g} s", "re-encode the clip or leave it out")
-
-
-def undecodable(path: Path, error: BaseException) -> VideoError:
-    if isinstance(error, VideoError):  # a file that was opened again says so itself
-        return error
-    return VideoError(f"{path}: does not decode: {_reason(error)}", "re-encode the clip or leave it out")
+def awaited(done: Queue[T | BaseException], path: Path, timeout: float, progress: Callable[[], object]) -> T:
+    """What a decoder's thread hands over next. VideoError in place of what it raised, and where nothing comes within `timeout` s;
+    while `progress`, how far it is, changes, it has as long again."""
+    before: object = done  # that is no progress
+    while (now := progress()) != before:
+        before = now
+        with suppress(Empty):
+            got = done.get(timeout=timeout)
+            if isinstance(got, VideoError):  # a file that was opened again says so itself
+                raise got
+            if isinstance(got, BaseException):
+                raise VideoError(f"{path}: does not decode: {_reason(got)}", "re-encode the clip or leave it out") from got
+            return got
+    raise VideoError(f"{path}: did not decode within {timeout:g} s", "re-encode the clip or leave it out")
 
 
 def _takes_others(path: Path, suffix: str) -> VideoError:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from queue import Empty, Full, Queue
-from typing import Any
+from queue import Full, Queue
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.decoder import bounded, open_reader, pixels, too_slow, undecodable
+from dtkd_edge.decoder import awaited, bounded, open_reader, pixels
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
+
+T = TypeVar("T")
 
 DECODE_TIMEOUT_S = 60.0
 CHUNK = 4  # frames that the decoder hands over at once, and how many such it may be ahead
@@ -124,7 +126,7 @@ class Video(Source):
             unique, again = np.unique(self._shown[unique], return_inverse=True)
             inverse = again[inverse]
         if each is None:
-            batch = bounded(lambda: np.stack(self._decode(unique, last)), self.path, self.timeout)
+            batch = self._bounded(lambda: np.stack(self._decode(unique, last)))
         else:
             with _reads as going_on:
                 frames = self._ahead(unique, last) if going_on < CORES else self._one_by_one(unique, last)
@@ -133,11 +135,15 @@ class Video(Source):
         result: NDArray[np.uint8] = batch if in_order else batch[inverse]
         return result
 
+    def _bounded(self, work: Callable[[], T]) -> T:
+        """What `work` returns. A reader that goes forward to a frame far away has time as long as it gets on."""
+        return bounded(work, self.path, self.timeout, lambda: self._next)
+
     def _one_by_one(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
         """The frames one by one, a few of them decoded at a time."""
         for at in range(0, len(numbers), ALONE):
             ends = at + ALONE >= len(numbers)
-            yield from bounded(partial(self._decode, numbers[at : at + ALONE], last and ends), self.path, self.timeout)
+            yield from self._bounded(partial(self._decode, numbers[at : at + ALONE], last and ends))
 
     def _ahead(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
         """The frames one by one, decoded by a thread that is a few chunks ahead."""
@@ -164,13 +170,7 @@ class Video(Source):
         threading.Thread(target=run, daemon=True, name="decode").start()
         try:
             for _ in chunks:
-                try:
-                    got = done.get(timeout=self.timeout)
-                except Empty:
-                    raise too_slow(self.path, self.timeout) from None
-                if isinstance(got, BaseException):
-                    raise undecodable(self.path, got) from got
-                yield from got
+                yield from awaited(done, self.path, self.timeout, lambda: self._next)
         finally:
             stop.set()
 

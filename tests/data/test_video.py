@@ -21,6 +21,7 @@ from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.video import Video, read_clip, read_input
 
 FIXTURES = Path(__file__).parents[2].parent / "shared/data/fixtures"
+B_FRAMES = {"g": "12", "bf": "2"}
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="real clips are not here")
 
 
@@ -124,6 +125,23 @@ def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: p
         video.read(np.array([0]), lambda frame: frame)
 
 
+@pytest.mark.parametrize("each", [None, lambda frame: frame])
+@pytest.mark.parametrize("cores", [0, 10**6])
+def test_a_decoder_that_goes_forward_has_time_as_long_as_it_gets_on(
+    tmp_path: Path, each: module.EachFrame | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame far from the last one takes many that nobody sees."""
+    monkeypatch.setattr(module, "CORES", cores)
+    write_numbered(tmp_path / "v.mkv", 40, "mpeg4", **B_FRAMES)
+    video = Video(tmp_path / "v.mkv", timeout=0.3)
+    forward = video._reader.next
+    monkeypatch.setattr(video._reader, "next", lambda: time.sleep(0.02) or forward())
+    assert numbers_shown(video.read(np.array([37]), each) / 255).tolist() == [37]
+    monkeypatch.setattr(video._reader, "next", lambda: time.sleep(30))
+    with pytest.raises(VideoError, match=r"did not decode within 0\.3 s"):
+        video.read(np.array([39]), each)
+
+
 @pytest.mark.parametrize("cores", [0, 10**6])  # nothing beside the decoder; a thread of its own
 @pytest.mark.parametrize("numbers", [[0], [3, 3, 3], [9, 2, 5, 2], list(range(11)), list(range(10, -1, -1))])
 def test_frames_handled_beside_the_decoder_are_those_handled_after_it(
@@ -205,9 +223,6 @@ def test_importing_brings_no_torch() -> None:
         "assert not {'torch', 'av', 'decord'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-B_FRAMES = {"g": "12", "bf": "2"}
 
 
 @pytest.mark.parametrize(
