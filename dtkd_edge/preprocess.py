@@ -47,7 +47,9 @@ class Sampling(BaseModel):
                 where = (starts + rng.random(self.frames) * lengths)[None]
             else:  # views are spread inside each segment; one view is its middle
                 offsets = (np.arange(views) + 0.5) / views
-                where = starts + offsets[:, None] * lengths
+                where = (
+                    starts + offsets[:, None] * lengths + 1e-9
+                )  # a place that is a whole number may come out a little below it
             return np.minimum(np.floor(where), total - 1).astype(np.int64)
         room = max(total - 1 - self.span(fps), 0.0)
         if rng is not None:

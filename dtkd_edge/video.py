@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from queue import Empty, Full, Queue
-from typing import Any
+from queue import Full, Queue
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dtkd_edge.decoder import bounded, open_reader, pixels, seeks, too_slow, undecodable
+from dtkd_edge.decoder import awaited, bounded, open_reader, pixels
 from dtkd_edge.errors import VideoError
 from dtkd_edge.preprocess import Preprocess, Sampling
+
+T = TypeVar("T")
 
 DECODE_TIMEOUT_S = 60.0
 CHUNK = 4  # frames that the decoder hands over at once, and how many such it may be ahead
@@ -81,13 +83,16 @@ class Video(Source):
         self.path = Path(path)
         self.timeout = timeout
         self._open = partial(open_reader, self.path, data, timeout)
-        self._reader: Any = self._open()
+        self._reader: Any
+        self._reader, seeks = self._open()
         self.frames = len(self._reader)
         if self.frames < 1:
             raise VideoError(f"{self.path}: no video frame", "re-encode the clip or take it out of the data set")
         self.fps = float(self._reader.get_avg_fps())
         times = self._times()
-        self._next: int | None = None if seeks(self.path, data, times is not None) else 0  # the frame that a forward reader is at
+        # The frame that a forward reader is at; None: frames are jumped to. Where they have no times (h264 or B frames in .avi),
+        # jumps land on other ones.
+        self._next: int | None = None if seeks and times is not None else 0
         self._shown = None if times is None else self._variable_rate(times)
 
     def _times(self) -> NDArray[np.float64] | None:
@@ -121,7 +126,7 @@ class Video(Source):
             unique, again = np.unique(self._shown[unique], return_inverse=True)
             inverse = again[inverse]
         if each is None:
-            batch = bounded(lambda: np.stack(self._decode(unique, last)), self.path, self.timeout)
+            batch = self._bounded(lambda: np.stack(self._decode(unique, last)))
         else:
             with _reads as going_on:
                 frames = self._ahead(unique, last) if going_on < CORES else self._one_by_one(unique, last)
@@ -130,11 +135,15 @@ class Video(Source):
         result: NDArray[np.uint8] = batch if in_order else batch[inverse]
         return result
 
+    def _bounded(self, work: Callable[[], T]) -> T:
+        """What `work` returns. A reader that goes forward to a frame far away has time as long as it gets on."""
+        return bounded(work, self.path, self.timeout, lambda: self._next)
+
     def _one_by_one(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
         """The frames one by one, a few of them decoded at a time."""
         for at in range(0, len(numbers), ALONE):
             ends = at + ALONE >= len(numbers)
-            yield from bounded(partial(self._decode, numbers[at : at + ALONE], last and ends), self.path, self.timeout)
+            yield from self._bounded(partial(self._decode, numbers[at : at + ALONE], last and ends))
 
     def _ahead(self, numbers: NDArray[np.int64], last: bool) -> Iterator[NDArray[np.uint8]]:
         """The frames one by one, decoded by a thread that is a few chunks ahead."""
@@ -161,20 +170,14 @@ class Video(Source):
         threading.Thread(target=run, daemon=True, name="decode").start()
         try:
             for _ in chunks:
-                try:
-                    got = done.get(timeout=self.timeout)
-                except Empty:
-                    raise too_slow(self.path, self.timeout) from None
-                if isinstance(got, BaseException):
-                    raise undecodable(self.path, got) from got
-                yield from got
+                yield from awaited(done, self.path, self.timeout, lambda: self._next)
         finally:
             stop.set()
 
     def _decode(self, numbers: NDArray[np.int64], last: bool = False) -> list[NDArray[np.uint8]]:
         """Frames `[H, W, 3]` in the decoder's own memory, not to be written to: its batches copy every pixel twice."""
         if self._reader is None:
-            self._reader = self._open()
+            self._reader, _ = self._open()
         frames = [pixels(self._frame(int(number))) for number in numbers]
         if last:
             self._reader, self._next = None, None if self._next is None else 0
@@ -185,7 +188,7 @@ class Video(Source):
         if self._next is None:
             return self._reader[number]
         if number < self._next:
-            self._reader, self._next = self._open(), 0
+            (self._reader, _), self._next = self._open(), 0
         frame = None
         while self._next <= number:
             frame = self._reader.next()

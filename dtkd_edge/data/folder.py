@@ -16,7 +16,7 @@ import numpy as np
 from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD, read_lists, two_sides
 from dtkd_edge.data.motion import DESCRIPTION
-from dtkd_edge.decoder import EXTENSIONS, UNREAD, remux
+from dtkd_edge.decoder import EXTENSIONS, UNREAD, into_mp4
 from dtkd_edge.errors import DataError
 from dtkd_edge.recipe import DataConfig
 
@@ -111,13 +111,13 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
         clips = sorted(_videos(root / label, label, visited, unread))
         if not clips:
             expected = f"expected files such as {', '.join(EXTENSIONS[:4])}"
-            raise DataError(f"{root / label}: a class with no clip", remux(unread[-1]) if unread else expected)
+            raise DataError(f"{root / label}: a class with no clip", into_mp4(unread[-1]) if unread else expected)
         paths += clips
         labels += [known.index(label)] * len(clips)
     notes = []
     if unread:
         files = f"{len(unread)} file{'s' * (len(unread) > 1)}"
-        notes = [f"{root}: {files} passed over: {', '.join(sorted(set(unread)))} ({remux(unread[0])})"]
+        notes = [f"{root}: {files} passed over: {', '.join(sorted(set(unread)))} ({into_mp4(unread[0])})"]
     return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known}, notes=notes)
 
 

@@ -34,16 +34,20 @@ def numbered(count: int) -> np.ndarray:
     return (np.repeat(bits, 4, 1)[:, None, :, None] * np.ones((1, 32, 1, 3)) * 255).astype(np.uint8)
 
 
-def write_numbered(path: Path, count: int, codec: str, **options: str) -> None:
-    """A file of such frames, 64 × 64, in the container that its ending names."""
+def write_numbered(path: Path, count: int, codec: str, *, muxer: dict[str, str] | None = None, **options: str) -> None:
+    """A file of such frames in the container that its ending names: 128 × 128, under noise of over 4 KB a frame, as in videos of
+    an ordinary bitrate."""
     import av
 
-    with av.open(str(path), "w") as container:
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options=muxer or {}) as container:
         stream = container.add_stream(codec, rate=25, options=options)
-        stream.width = stream.height = 64
+        stream.width = stream.height = 128
         stream.pix_fmt = "yuv420p"
-        for frame in numbered(count).repeat(2, 1).repeat(2, 2):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.bit_rate = 4_000_000
+        for frame in numbered(count).repeat(4, 1).repeat(4, 2):
+            noisy = (40 + frame * (175 / 255) + rng.integers(-40, 41, (128, 128, 1))).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy, format="rgb24")))
         container.mux(stream.encode(None))
 
 

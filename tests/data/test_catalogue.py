@@ -444,6 +444,10 @@ def test_what_training_would_pass_over_or_spoil_is_said(tmp_path: Path, capfd: p
     tree(tmp_path, ["up/1.ts"])
     with pytest.raises(DataError, match=r"up: a class with no clip \(remux: ffmpeg -i x\.ts -c copy x\.mp4\)"):
         open_split(config(kind="folder", root=tmp_path), "train")
+    tree(tmp_path, ["up/1.mp4", "turn right/3.mpg"])
+    (tmp_path / "up/1.ts").rename(tmp_path / "up/1.vob")
+    (note,) = [note for note in open_split(config(kind="folder", root=tmp_path), "train").notes if "passed over" in note]
+    assert ".mpg, .mts, .vob" in note
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:

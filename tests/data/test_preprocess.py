@@ -26,6 +26,13 @@ def test_uniform_is_the_middle_of_each_segment(total: int, frames: int, views: i
     assert 0 <= several.min() <= several.max() < total
 
 
+def test_the_middle_is_exact_for_every_length() -> None:
+    for frames in (4, 5, 7, 8, 13, 16, 32):
+        for total in range(1, 400):
+            middles = [(2 * k + 1) * total // (2 * frames) for k in range(frames)]
+            assert Sampling(frames=frames).indices(total).tolist() == [middles], (total, frames)
+
+
 @given(counts, st.integers(1, 32), st.integers(0, 5))
 def test_uniform_training_draws_inside_each_segment(total: int, frames: int, seed: int) -> None:
     numbers = Sampling(frames=frames).indices(total, rng=np.random.default_rng(seed))[0]

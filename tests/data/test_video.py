@@ -21,6 +21,7 @@ from dtkd_edge.preprocess import Preprocess, Sampling
 from dtkd_edge.video import Video, read_clip, read_input
 
 FIXTURES = Path(__file__).parents[2].parent / "shared/data/fixtures"
+B_FRAMES = {"g": "12", "bf": "2"}
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="real clips are not here")
 
 
@@ -124,6 +125,23 @@ def test_a_decoder_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: p
         video.read(np.array([0]), lambda frame: frame)
 
 
+@pytest.mark.parametrize("each", [None, lambda frame: frame])
+@pytest.mark.parametrize("cores", [0, 10**6])
+def test_a_decoder_that_goes_forward_has_time_as_long_as_it_gets_on(
+    tmp_path: Path, each: module.EachFrame | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame far from the last one takes many that nobody sees."""
+    monkeypatch.setattr(module, "CORES", cores)
+    write_numbered(tmp_path / "v.mkv", 40, "mpeg4", **B_FRAMES)
+    video = Video(tmp_path / "v.mkv", timeout=0.3)
+    forward = video._reader.next
+    monkeypatch.setattr(video._reader, "next", lambda: time.sleep(0.02) or forward())
+    assert numbers_shown(video.read(np.array([37]), each) / 255).tolist() == [37]
+    monkeypatch.setattr(video._reader, "next", lambda: time.sleep(30))
+    with pytest.raises(VideoError, match=r"did not decode within 0\.3 s"):
+        video.read(np.array([39]), each)
+
+
 @pytest.mark.parametrize("cores", [0, 10**6])  # nothing beside the decoder; a thread of its own
 @pytest.mark.parametrize("numbers", [[0], [3, 3, 3], [9, 2, 5, 2], list(range(11)), list(range(10, -1, -1))])
 def test_frames_handled_beside_the_decoder_are_those_handled_after_it(
@@ -210,14 +228,15 @@ def test_importing_brings_no_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "codec"),
     [
-        ("v.avi", "libx264"), ("b.avi", "mpeg4"), ("v.mpg", "mpeg2video"), ("v.vob", "mpeg2video"),
-        ("v.wmv", "wmv2"), ("v.asf", "msmpeg4v3"), ("v.3gp", "mpeg4"), ("v.flv", "flv"), ("v.f4v", "libx264"),
+        ("b.avi", "libx264"), ("b.avi", "mpeg4"), ("v.wmv", "wmv2"), ("v.asf", "msmpeg4v3"), ("v.3gp", "mpeg4"), ("v.flv", "flv"),
+        ("b.f4v", "libx264"), ("b.mp4", "mpeg4"), ("b.mov", "mpeg4"), ("b.mkv", "mpeg4"), ("b.mp4", "mpeg2video"),
+        ("b.mov", "mpeg2video"), ("b.mkv", "mpeg2video"), ("b.mov", "mpeg1video"), ("b.mkv", "mpeg1video"),
     ],
 )  # fmt: skip
 def test_every_container_gives_the_frame_that_is_asked_for(tmp_path: Path, name: str, codec: str) -> None:
-    """Several of them without times of their frames, where the decoder's jumps go astray."""
+    """Several of them without times of their frames, or with B frames, where the decoder's jumps go astray."""
     path = tmp_path / name
-    write_numbered(path, 100, codec, g="12", **({"bf": "2"} if name[0] == "b" or codec in ("libx264", "mpeg2video") else {}))
+    write_numbered(path, 100, codec, **(B_FRAMES if name[0] == "b" else {"g": "12"}))
     assert path.suffix in EXTENSIONS
     for data in (None, path.read_bytes()):
         video = Video(path, data=data)
@@ -228,11 +247,62 @@ def test_every_container_gives_the_frame_that_is_asked_for(tmp_path: Path, name:
         assert numbers_shown(each / 255).tolist() == [5, 80, 31]
 
 
+@pytest.mark.parametrize("flags", ["faststart", "frag_keyframe+empty_moov+delay_moov"])
+@pytest.mark.parametrize("first", [b"ftyp", b"free"])  # old .mov have no `ftyp`
+def test_b_frames_are_found_in_every_kind_of_mp4(tmp_path: Path, flags: str, first: bytes) -> None:
+    write_numbered(tmp_path / "v.mov", 60, "mpeg4", muxer={"movflags": flags}, **B_FRAMES)
+    video = Video("v.mov", data=(tmp_path / "v.mov").read_bytes().replace(b"ftyp", first, 1))
+    assert numbers_shown(video.read(np.array([7, 40])) / 255).tolist() == [7, 40]
+
+
+@pytest.mark.parametrize("muxer", [{"movflags": "frag_keyframe+empty_moov"}, {"use_editlist": "0"}])
+def test_b_frames_of_which_the_first_would_be_lost_are_refused(tmp_path: Path, muxer: dict[str, str]) -> None:
+    path = tmp_path / "v.mp4"
+    write_numbered(path, 30, "mpeg4", muxer=muxer, **B_FRAMES)
+    with pytest.raises(VideoError, match=r"takes other frames .* \(re-encode: ffmpeg -i x\.mp4 new\.mp4\)"):
+        Video(path)
+    write_numbered(path, 30, "libx264", muxer=muxer, **B_FRAMES)
+    assert numbers_shown(Video(path).read(np.array([7, 20])) / 255).tolist() == [7, 20]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("v.mp4", "libx264", B_FRAMES), ("v.mov", "libx264", B_FRAMES), ("v.mkv", "libx264", B_FRAMES), ("v.mp4", "mpeg4", {}),
+        ("v.mp4", "libx265", {"preset": "ultrafast", "x265-params": "bframes=2:log-level=none"}), ("v.webm", "libvpx", {}),
+    ],
+)  # fmt: skip
+def test_ordinary_files_are_read_by_jumps(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    write_numbered(tmp_path / name, 60, codec, **options)
+    video = Video(tmp_path / name)
+    assert video._next is None
+    for number in (7, 50, 31):
+        assert numbers_shown(video.read(np.array([number])) / 255).tolist() == [number]
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])  # of the one it opens none, of the other it would lose the first frames
 def test_a_transport_stream_is_refused_with_what_to_do(tmp_path: Path, codec: str) -> None:
     write_numbered(tmp_path / "v.ts", 40, codec)
     with pytest.raises(VideoError, match=r"v\.ts: .* frames .* \(remux: ffmpeg -i x\.ts -c copy x\.mp4\)"):
         Video(tmp_path / "v.ts")
+    with pytest.raises(VideoError, match=r"none\.ts: no such file"):
+        Video(tmp_path / "none.ts")
+
+
+@pytest.mark.parametrize("name", ["v.mpg", "v.vob"])
+def test_a_programme_stream_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    write_numbered(tmp_path / name, 40, "mpeg2video", **B_FRAMES)
+    with pytest.raises(VideoError, match=rf"{name}: .* frames .* \(re-encode: ffmpeg -i x{name[1:]} new\.mp4\)"):
+        Video(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["v.mpg", "v.ts", "v.m2ts"])
+def test_mpeg_streams_are_known_whatever_their_ending(tmp_path: Path, name: str) -> None:
+    write_numbered(tmp_path / name, 10, "mpeg2video", muxer={"mpegts_m2ts_mode": "1"} if name == "v.m2ts" else None)
+    renamed = (tmp_path / name).rename(tmp_path / "v.mp4")
+    for data in (None, renamed.read_bytes()):
+        with pytest.raises(VideoError, match="takes other frames"):
+            Video(renamed, data=data)
 
 
 @needs_fixtures
