@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dtkd_edge.console import counted
 from dtkd_edge.errors import InputError
 from dtkd_edge.files import write_text
 
@@ -202,7 +203,7 @@ def input_of(record: Record) -> str:
     """The clips that a row's accuracy is of; of a row without accuracy, what it was fed."""
     if record.accuracy is None:
         return record.input_source
-    return f"{record.accuracy.n} clip{'' if record.accuracy.n == 1 else 's'} of {record.accuracy.data}"
+    return f"{counted(record.accuracy.n, 'clip')} of {record.accuracy.data}"
 
 
 def several_inputs(records: Sequence[Record]) -> bool:

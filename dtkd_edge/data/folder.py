@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dtkd_edge.console import counted
 from dtkd_edge.data.catalogue import Catalogue, Split, need_root
 from dtkd_edge.data.lists import HEAD, read_lists, two_sides
 from dtkd_edge.data.motion import DESCRIPTION
@@ -116,8 +117,7 @@ def _scan(name: str, root: Path, names: list[str] | None = None) -> Catalogue:
         labels += [known.index(label)] * len(clips)
     notes = []
     if unread:
-        files = f"{len(unread)} file{'s' * (len(unread) > 1)}"
-        notes = [f"{root}: {files} passed over: {', '.join(sorted(set(unread)))} ({into_mp4(unread[0])})"]
+        notes = [f"{root}: {counted(len(unread), 'file')} passed over: {', '.join(sorted(set(unread)))} ({into_mp4(unread[0])})"]
     return Catalogue(name, root, paths, {HEAD: np.array(labels)}, {HEAD: known}, notes=notes)
 
 

@@ -126,9 +126,10 @@ def _plain_names(whole: Catalogue) -> list[str]:
 
 def _groups(whole: Catalogue) -> Ints | None:
     """What a split must not part: the groups, and a clip that is listed more than once; None: every clip is on its own."""
-    clips = np.unique(_plain_names(whole), return_inverse=True)[1].reshape(-1)
-    if clips.max() == len(whole) - 1:
+    names = _plain_names(whole)
+    if len(set(names)) == len(names):  # nearly always, and then there is nothing to sort
         return whole.groups
+    clips = np.unique(names, return_inverse=True)[1].reshape(-1)
     if whole.groups is None:
         return clips
     joined = np.unique(whole.groups, return_inverse=True)[1].reshape(-1)
